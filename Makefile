@@ -1,0 +1,67 @@
+# Needs Python 3.11, pip and make. Every target makes what it needs; a second run is instant.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+# pytest processes. A MAX compile takes one core and one process compiles one program at a time.
+WORKERS ?= 2
+# loadfile keeps a file's cases together, so that they compile as one module.
+PYTEST_ARGS ?= -n $(WORKERS) --dist loadfile
+# make demo IMAGES="a.jpg b.jpg" DEMO_ARGS="--weights vit.safetensors"
+IMAGES ?=
+DEMO_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check style format types install clean
+.DELETE_ON_ERROR:
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+demo: $(STAMP)-demo ## photographs through two Vision Transformers: eager, Inductor and MAX
+	$(BIN)/python -m pretrained_models.demo $(DEMO_ARGS) $(IMAGES)
+
+test: $(STAMP)-test ## the whole test suite
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: style types test ## style, types and tests
+
+style: $(STAMP)-dev ## ruff check and ruff format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)-dev ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)-dev ## mypy
+	$(BIN)/mypy
+
+install: $(STAMP)-dev ## everything a developer needs, pre-commit hooks included
+	$(BIN)/pre-commit install
+
+clean: ## remove the virtual environment, caches and build outputs
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A Python without ensurepip (some Linux distributions) makes its venv with the pip outside it.
+$(STAMP)-venv:
+	@echo "== $(VENV): virtual environment for $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 is needed; set PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; }
+	@touch $@
+
+# On its own and exact: a range, or a second package in the same command, may draw in another build.
+$(STAMP)-torch: $(STAMP)-venv constraints.txt
+	@echo "== $(VENV): torch"
+	$(PIP) install "$$(grep '^torch==' constraints.txt)"
+	@touch $@
+
+# One stamp per extra of pyproject.toml: demo, test, dev.
+$(STAMP)-%: $(STAMP)-torch pyproject.toml constraints.txt
+	@echo "== $(VENV): torch_max_backend[$*]"
+	$(PIP) install -c constraints.txt -e ".[$*]"
+	@touch $@
