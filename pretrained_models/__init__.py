@@ -1,0 +1,1 @@
+"""Scripts that run real architectures through the backend, beside eager PyTorch."""
