@@ -57,7 +57,7 @@ $(STAMP)-venv:
 # On its own and exact: a range, or a second package in the same command, may draw in another build.
 $(STAMP)-torch: $(STAMP)-venv constraints.txt
 	@echo "== $(VENV): torch"
-	$(PIP) install "$$(grep '^torch==' constraints.txt)"
+	$(PIP) install -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	@touch $@
 
 # One stamp per extra of pyproject.toml: demo, test, dev.
