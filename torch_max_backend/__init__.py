@@ -1,0 +1,63 @@
+"""torch_max_backend: a torch.compile backend that runs PyTorch graphs on Modular's MAX.
+
+Importing this package imports neither MAX nor the table; both come with the first compilation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch_max_backend.accelerators import get_accelerators
+    from torch_max_backend.compiler import max_backend
+    from torch_max_backend.errors import (
+        CompileError,
+        InputError,
+        LoweringError,
+        MaxBackendError,
+        OptionError,
+        RegistrationError,
+        UnsupportedOpsError,
+    )
+    from torch_max_backend.options import MaxOptions
+    from torch_max_backend.registry import MAPPING_TORCH_ATEN_TO_MAX, register_lowering
+
+__version__ = "0.1.0"
+_EXPORTS = {
+    "CompileError": "errors",
+    "InputError": "errors",
+    "LoweringError": "errors",
+    "MAPPING_TORCH_ATEN_TO_MAX": "registry",
+    "MaxBackendError": "errors",
+    "MaxOptions": "options",
+    "OptionError": "errors",
+    "RegistrationError": "errors",
+    "UnsupportedOpsError": "errors",
+    "get_accelerators": "accelerators",
+    "max_backend": "compiler",
+    "register_lowering": "registry",
+}
+__all__ = [
+    "MAPPING_TORCH_ATEN_TO_MAX",
+    "CompileError",
+    "InputError",
+    "LoweringError",
+    "MaxBackendError",
+    "MaxOptions",
+    "OptionError",
+    "RegistrationError",
+    "UnsupportedOpsError",
+    "get_accelerators",
+    "max_backend",
+    "register_lowering",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    if _EXPORTS[name] == "registry":
+        import_module(f"{__name__}.tables")  # the registry is empty until the tables are imported
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)

@@ -1,0 +1,761 @@
+"""THE TABLE: one row or one short function per ATen operator, A-Z by overload name.
+
+To add an operator: a row ``pointwise(overload, function)`` or ``reduction(overload, function)``, or
+a function whose signature is the schema; a body over a dozen lines goes to ``ops/``. Backward and
+optimiser operators are in aten_backward.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from max.dtype import DType
+from max.graph import Dim, TensorValue, ops
+
+from torch_max_backend import composites  # noqa: F401  registers torch_max_backend::attention
+from torch_max_backend.accelerators import to_device_ref
+from torch_max_backend.context import expected, expected_shape
+from torch_max_backend.dims import IntLike
+from torch_max_backend.dtypes import to_max
+from torch_max_backend.ops import attention as attention_ops
+from torch_max_backend.ops import convolution as convolution_ops
+from torch_max_backend.ops import elementwise as math_ops
+from torch_max_backend.ops import indexing, normalization, shape, sorting
+from torch_max_backend.ops import matmul as matmul_ops
+from torch_max_backend.ops import reduction as reduce_ops
+from torch_max_backend.promotion import (
+    Number,
+    Promotion,
+    accumulation_dtype,
+    as_tensor,
+    common_device,
+    promoted_dtype,
+)
+from torch_max_backend.registry import lowering, pointwise, reduction
+
+aten = torch.ops.aten
+Scalar = Number | Dim | TensorValue
+FLOAT = Promotion.INT_TO_FLOAT
+BOOL = Promotion.ALWAYS_BOOL
+
+
+@lowering(aten._log_softmax.default)
+def aten__log_softmax(self: TensorValue, dim: int, half_to_float: bool) -> TensorValue:
+    """_log_softmax(Tensor self, int dim, bool half_to_float) -> Tensor"""
+    out = normalization.softmax(self, dim, log=True)
+    return math_ops.cast_value(out, to_max(expected().dtype))
+
+
+@lowering(aten._softmax.default)
+def aten__softmax(self: TensorValue, dim: int, half_to_float: bool) -> TensorValue:
+    """_softmax(Tensor self, int dim, bool half_to_float) -> Tensor"""
+    out = normalization.softmax(self, dim)
+    return math_ops.cast_value(out, to_max(expected().dtype))
+
+
+@lowering(aten._to_copy.default)
+def aten__to_copy(
+    self: TensorValue,
+    *,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+    non_blocking: bool = False,
+    memory_format: torch.memory_format | None = None,
+) -> TensorValue:
+    """_to_copy(Tensor self, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, bool non_blocking=False, MemoryFormat? memory_format=None) -> Tensor"""
+    out = self if dtype is None else math_ops.cast_value(self, to_max(dtype))
+    return out if device is None else out.to(to_device_ref(device))
+
+
+abs_ = pointwise(aten.abs.default, math_ops.absolute)
+acos = pointwise(aten.acos.default, ops.acos, promotion=FLOAT)
+add = pointwise((aten.add.Scalar, aten.add.Tensor), math_ops.add)
+
+
+@lowering(aten.addmm.default)
+def aten_addmm(
+    self: TensorValue, mat1: TensorValue, mat2: TensorValue, *, beta: Scalar = 1, alpha: Scalar = 1
+) -> TensorValue:
+    """addmm(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
+    return matmul_ops.addmm(self, mat1, mat2, beta, alpha)
+
+
+@lowering(aten.alias.default, aten.detach.default)
+def aten_alias(self: TensorValue) -> TensorValue:
+    """alias(Tensor(a) self) -> Tensor(a)"""
+    return self
+
+
+all_ = reduction((aten.all.default, aten.all.dim, aten.all.dims), reduce_ops.all_axis, promotion=BOOL)
+amax = reduction(aten.amax.default, reduce_ops.max_axis)
+amin = reduction(aten.amin.default, reduce_ops.min_axis)
+any_ = reduction((aten.any.default, aten.any.dim, aten.any.dims), reduce_ops.any_axis, promotion=BOOL)
+
+
+@lowering(aten.arange.start_step)
+def aten_arange(
+    start: Scalar,
+    end: Scalar,
+    step: Scalar = 1,
+    *,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+) -> TensorValue:
+    """arange.start_step(Scalar start, Scalar end, Scalar step=1, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor"""
+    fake = expected()
+    out, target = to_max(fake.dtype), to_device_ref(fake.device)
+    wide = accumulation_dtype(out) if out.is_float() else DType.int64
+    steps = math_ops.cast_value(shape.iota(expected_shape()[0], target), wide)
+    values = steps * as_tensor(step, wide, target) + as_tensor(start, wide, target)
+    return math_ops.cast_value(values, out)
+
+
+@lowering(aten.argmax.default)
+def aten_argmax(self: TensorValue, dim: int | None = None, keepdim: bool = False) -> TensorValue:
+    """argmax(Tensor self, int? dim=None, bool keepdim=False) -> Tensor"""
+    return reduce_ops.arg_extreme(self, dim, keepdim, largest=True)
+
+
+@lowering(aten.argmin.default)
+def aten_argmin(self: TensorValue, dim: int | None = None, keepdim: bool = False) -> TensorValue:
+    """argmin(Tensor self, int? dim=None, bool keepdim=False) -> Tensor"""
+    return reduce_ops.arg_extreme(self, dim, keepdim, largest=False)
+
+
+atanh = pointwise(aten.atanh.default, ops.atanh, promotion=FLOAT)
+bitwise_and = pointwise(
+    (aten.bitwise_and.Scalar, aten.bitwise_and.Tensor),
+    math_ops.logical_and,
+    supports=lambda node: _bool_only(node),
+)
+bitwise_not = pointwise(
+    aten.bitwise_not.default, ops.logical_not, supports=lambda node: _bool_only(node)
+)
+bitwise_or = pointwise(
+    (aten.bitwise_or.Scalar, aten.bitwise_or.Tensor),
+    math_ops.logical_or,
+    supports=lambda node: _bool_only(node),
+)
+bitwise_xor = pointwise(
+    (aten.bitwise_xor.Scalar, aten.bitwise_xor.Tensor),
+    math_ops.logical_xor,
+    supports=lambda node: _bool_only(node),
+)
+
+
+def _bool_only(node: torch.fx.Node) -> str | None:
+    dtype = node.meta["val"].dtype
+    return None if dtype == torch.bool else f"MAX has no bitwise operations on {dtype}, only on bool"
+
+
+@lowering(aten.bmm.default)
+def aten_bmm(self: TensorValue, mat2: TensorValue) -> TensorValue:
+    """bmm(Tensor self, Tensor mat2) -> Tensor"""
+    return matmul_ops.matmul(self, mat2)
+
+
+@lowering(aten.cat.default)
+def aten_cat(tensors: Sequence[TensorValue], dim: int = 0) -> TensorValue:
+    """cat(Tensor[] tensors, int dim=0) -> Tensor"""
+    dtype = promoted_dtype(tensors)
+    return shape.concat([math_ops.cast_value(t, dtype) for t in tensors], dim)
+
+
+ceil = pointwise(aten.ceil.default, math_ops.ceil)
+clamp = pointwise(
+    (aten.clamp.default, aten.clamp.Tensor), math_ops.clamp, operands=("self", "min", "max")
+)
+clamp_max = pointwise(
+    (aten.clamp_max.default, aten.clamp_max.Tensor), math_ops.minimum, operands=("self", "max")
+)
+clamp_min = pointwise(
+    (aten.clamp_min.default, aten.clamp_min.Tensor), math_ops.maximum, operands=("self", "min")
+)
+
+
+@lowering(aten.clone.default)
+def aten_clone(
+    self: TensorValue, *, memory_format: torch.memory_format | None = None
+) -> TensorValue:
+    """clone(Tensor self, *, MemoryFormat? memory_format=None) -> Tensor"""
+    return self
+
+
+@lowering(aten.constant_pad_nd.default)
+def aten_constant_pad_nd(
+    self: TensorValue, pad: Sequence[IntLike], value: Scalar = 0
+) -> TensorValue:
+    """constant_pad_nd(Tensor self, SymInt[] pad, Scalar value=0) -> Tensor"""
+    return shape.pad_constant(self, pad, value)
+
+
+@lowering(aten.convolution.default)
+def aten_convolution(
+    input: TensorValue,
+    weight: TensorValue,
+    bias: TensorValue | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> TensorValue:
+    """convolution(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups) -> Tensor"""
+    return convolution_ops.convolution(
+        input, weight, bias, stride, padding, dilation, transposed, output_padding, groups
+    )
+
+
+cos = pointwise(aten.cos.default, ops.cos, promotion=FLOAT)
+
+
+@lowering(aten.cumsum.default)
+def aten_cumsum(
+    self: TensorValue, dim: int, *, dtype: torch.dtype | None = None
+) -> TensorValue:
+    """cumsum(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor"""
+    out = to_max(expected().dtype)
+    x = math_ops.cast_value(self, accumulation_dtype(out))
+    return math_ops.cast_value(ops.cumsum(x, dim % x.rank) if x.rank else x, out)
+
+
+div = pointwise((aten.div.Scalar, aten.div.Tensor), math_ops.divide, promotion=FLOAT)
+div_mode = pointwise((aten.div.Scalar_mode, aten.div.Tensor_mode), math_ops.divide)
+elu = pointwise(aten.elu.default, math_ops.elu)
+
+
+@lowering(aten.embedding.default)
+def aten_embedding(
+    weight: TensorValue,
+    indices: TensorValue,
+    padding_idx: IntLike = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> TensorValue:
+    """embedding(Tensor weight, Tensor indices, SymInt padding_idx=-1, bool scale_grad_by_freq=False, bool sparse=False) -> Tensor"""
+    return ops.gather(weight, indices, axis=0)
+
+
+@lowering(aten.empty.memory_format)
+def aten_empty(
+    size: Sequence[IntLike],
+    *,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+    memory_format: torch.memory_format | None = None,
+) -> TensorValue:
+    """empty.memory_format(SymInt[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, MemoryFormat? memory_format=None) -> Tensor"""
+    return _full(0)
+
+
+@lowering(aten.empty_like.default)
+def aten_empty_like(
+    self: TensorValue,
+    *,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+    memory_format: torch.memory_format | None = None,
+) -> TensorValue:
+    """empty_like(Tensor self, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, MemoryFormat? memory_format=None) -> Tensor"""
+    return _full(0)
+
+
+eq = pointwise((aten.eq.Scalar, aten.eq.Tensor), ops.equal, promotion=BOOL)
+erf = pointwise(aten.erf.default, ops.erf, promotion=FLOAT)
+exp = pointwise(aten.exp.default, ops.exp, promotion=FLOAT)
+exp2 = pointwise(aten.exp2.default, math_ops.exp2, promotion=FLOAT)
+
+
+@lowering(aten.expand.default)
+def aten_expand(
+    self: TensorValue, size: Sequence[IntLike], *, implicit: bool = False
+) -> TensorValue:
+    """expand(Tensor(a) self, SymInt[] size, *, bool implicit=False) -> Tensor(a)"""
+    return shape.expand(self)
+
+
+expm1 = pointwise(aten.expm1.default, math_ops.expm1, promotion=FLOAT)
+
+
+@lowering(aten.flip.default)
+def aten_flip(self: TensorValue, dims: Sequence[int]) -> TensorValue:
+    """flip(Tensor self, int[] dims) -> Tensor"""
+    return shape.flip(self, dims)
+
+
+floor = pointwise(aten.floor.default, math_ops.floor)
+floor_divide = pointwise(
+    (aten.floor_divide.default, aten.floor_divide.Scalar), math_ops.floor_divide
+)
+fmod = pointwise((aten.fmod.Scalar, aten.fmod.Tensor), math_ops.fmod)
+
+
+def _full(value: Scalar) -> TensorValue:
+    """A constant of the shape, dtype and device that torch computed for this node."""
+    fake = expected()
+    device = to_device_ref(fake.device)
+    return shape.broadcast(as_tensor(value, to_max(fake.dtype), device), expected_shape())
+
+
+@lowering(aten.full.default)
+def aten_full(
+    size: Sequence[IntLike],
+    fill_value: Scalar,
+    *,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+) -> TensorValue:
+    """full(SymInt[] size, Scalar fill_value, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor"""
+    return _full(fill_value)
+
+
+@lowering(aten.full_like.default)
+def aten_full_like(
+    self: TensorValue,
+    fill_value: Scalar,
+    *,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+    memory_format: torch.memory_format | None = None,
+) -> TensorValue:
+    """full_like(Tensor self, Scalar fill_value, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, MemoryFormat? memory_format=None) -> Tensor"""
+    return _full(fill_value)
+
+
+@lowering(aten.gather.default)
+def aten_gather(
+    self: TensorValue, dim: int, index: TensorValue, *, sparse_grad: bool = False
+) -> TensorValue:
+    """gather(Tensor self, int dim, Tensor index, *, bool sparse_grad=False) -> Tensor"""
+    return indexing.gather(self, dim, index)
+
+
+ge = pointwise((aten.ge.Scalar, aten.ge.Tensor), ops.greater_equal, promotion=BOOL)
+gelu = pointwise(aten.gelu.default, math_ops.gelu)
+gt = pointwise((aten.gt.Scalar, aten.gt.Tensor), ops.greater, promotion=BOOL)
+hardsigmoid = pointwise(aten.hardsigmoid.default, math_ops.hardsigmoid)
+hardswish = pointwise(aten.hardswish.default, math_ops.hardswish)
+hardtanh = pointwise(aten.hardtanh.default, math_ops.hardtanh)
+
+
+@lowering(aten.index.Tensor)
+def aten_index(self: TensorValue, indices: Sequence[TensorValue | None]) -> TensorValue:
+    """index.Tensor(Tensor self, Tensor?[] indices) -> Tensor"""
+    return indexing.index_tensor(self, indices)
+
+
+@lowering(aten.index_put.default)
+def aten_index_put(
+    self: TensorValue,
+    indices: Sequence[TensorValue | None],
+    values: TensorValue,
+    accumulate: bool = False,
+) -> TensorValue:
+    """index_put(Tensor self, Tensor?[] indices, Tensor values, bool accumulate=False) -> Tensor"""
+    return indexing.index_put(self, indices, values, accumulate)
+
+
+@lowering(aten.index_select.default)
+def aten_index_select(self: TensorValue, dim: int, index: TensorValue) -> TensorValue:
+    """index_select(Tensor self, int dim, Tensor index) -> Tensor"""
+    if not self.rank:
+        return self
+    return ops.gather(self, shape.reshape(index, [-1]), axis=dim % self.rank)
+
+
+isinf = pointwise(aten.isinf.default, math_ops.is_inf, promotion=BOOL)
+isnan = pointwise(aten.isnan.default, math_ops.is_nan, promotion=BOOL)
+le = pointwise((aten.le.Scalar, aten.le.Tensor), math_ops.less_equal, promotion=BOOL)
+leaky_relu = pointwise(aten.leaky_relu.default, math_ops.leaky_relu)
+lerp = pointwise(
+    (aten.lerp.Scalar, aten.lerp.Tensor), math_ops.lerp, operands=("self", "end", "weight")
+)
+log = pointwise(aten.log.default, ops.log, promotion=FLOAT)
+log10 = pointwise(aten.log10.default, math_ops.log10, promotion=FLOAT)
+log1p = pointwise(aten.log1p.default, ops.log1p, promotion=FLOAT)
+log2 = pointwise(aten.log2.default, math_ops.log2, promotion=FLOAT)
+logical_and = pointwise(aten.logical_and.default, math_ops.logical_and, promotion=BOOL)
+logical_not = pointwise(aten.logical_not.default, math_ops.logical_not, promotion=BOOL)
+logical_or = pointwise(aten.logical_or.default, math_ops.logical_or, promotion=BOOL)
+logical_xor = pointwise(aten.logical_xor.default, math_ops.logical_xor, promotion=BOOL)
+lt = pointwise((aten.lt.Scalar, aten.lt.Tensor), math_ops.less, promotion=BOOL)
+
+
+@lowering(aten.masked_fill.Scalar)
+def aten_masked_fill(self: TensorValue, mask: TensorValue, value: Scalar) -> TensorValue:
+    """masked_fill.Scalar(Tensor self, Tensor mask, Scalar value) -> Tensor"""
+    return ops.where(mask, as_tensor(value, self.dtype, self.device), self)
+
+
+@lowering(aten.masked_fill.Tensor)
+def aten_masked_fill_tensor(
+    self: TensorValue, mask: TensorValue, value: TensorValue
+) -> TensorValue:
+    """masked_fill.Tensor(Tensor self, Tensor mask, Tensor value) -> Tensor"""
+    return ops.where(mask, as_tensor(value, self.dtype, self.device), self)
+
+
+@lowering(aten.max.dim)
+def aten_max_dim(
+    self: TensorValue, dim: int, keepdim: bool = False
+) -> tuple[TensorValue, TensorValue]:
+    """max.dim(Tensor self, int dim, bool keepdim=False) -> (Tensor values, Tensor indices)"""
+    index = reduce_ops.arg_extreme(self, dim, keepdim, largest=True)
+    return _reduced(self, dim, keepdim, reduce_ops.max_axis), index
+
+
+maximum = pointwise(aten.maximum.default, math_ops.maximum)
+mean = reduction((aten.mean.default, aten.mean.dim), reduce_ops.mean_axis)
+
+
+@lowering(aten.min.dim)
+def aten_min_dim(
+    self: TensorValue, dim: int, keepdim: bool = False
+) -> tuple[TensorValue, TensorValue]:
+    """min.dim(Tensor self, int dim, bool keepdim=False) -> (Tensor values, Tensor indices)"""
+    index = reduce_ops.arg_extreme(self, dim, keepdim, largest=False)
+    return _reduced(self, dim, keepdim, reduce_ops.min_axis), index
+
+
+def _reduced(x: TensorValue, dim: int, keepdim: bool, body: Any) -> TensorValue:
+    if not x.rank:
+        return x
+    axis = dim % x.rank
+    out = body(x, axis)
+    return out if keepdim else shape.drop_axes(out, [axis])
+
+
+minimum = pointwise(aten.minimum.default, math_ops.minimum)
+mish = pointwise(aten.mish.default, math_ops.mish)
+
+
+@lowering(aten.mm.default)
+def aten_mm(self: TensorValue, mat2: TensorValue) -> TensorValue:
+    """mm(Tensor self, Tensor mat2) -> Tensor"""
+    return matmul_ops.matmul(self, mat2)
+
+
+mul = pointwise((aten.mul.Scalar, aten.mul.Tensor), math_ops.mul)
+
+
+@lowering(aten.mv.default)
+def aten_mv(self: TensorValue, vec: TensorValue) -> TensorValue:
+    """mv(Tensor self, Tensor vec) -> Tensor"""
+    out = matmul_ops.matmul(self, shape.reshape(vec, [vec.shape[0], 1]))
+    return shape.drop_axes(out, [1])
+
+
+@lowering(aten.native_group_norm.default)
+def aten_native_group_norm(
+    input: TensorValue,
+    weight: TensorValue | None,
+    bias: TensorValue | None,
+    N: IntLike,
+    C: IntLike,
+    HxW: IntLike,
+    group: int,
+    eps: float,
+) -> tuple[TensorValue, TensorValue, TensorValue]:
+    """native_group_norm(Tensor input, Tensor? weight, Tensor? bias, SymInt N, SymInt C, SymInt HxW, int group, float eps) -> (Tensor, Tensor, Tensor)"""
+    return normalization.group_norm(input, weight, bias, group, eps)
+
+
+@lowering(aten.native_layer_norm.default)
+def aten_native_layer_norm(
+    input: TensorValue,
+    normalized_shape: Sequence[IntLike],
+    weight: TensorValue | None,
+    bias: TensorValue | None,
+    eps: float,
+) -> tuple[TensorValue, TensorValue, TensorValue]:
+    """native_layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)"""
+    out, *statistics = normalization.layer_norm(input, normalized_shape, weight, bias, eps)
+    kinds = [to_max(expected(i).dtype) for i in (1, 2)]
+    casts = [math_ops.cast_value(s, kind) for s, kind in zip(statistics, kinds, strict=True)]
+    return out, casts[0], casts[1]
+
+
+ne = pointwise((aten.ne.Scalar, aten.ne.Tensor), ops.not_equal, promotion=BOOL)
+neg = pointwise(aten.neg.default, ops.negate)
+
+
+@lowering(aten.permute.default)
+def aten_permute(self: TensorValue, dims: Sequence[int]) -> TensorValue:
+    """permute(Tensor(a) self, int[] dims) -> Tensor(a)"""
+    return shape.permute(self, dims)
+
+
+pow_scalar_base = pointwise(aten.pow.Scalar, math_ops.power, operands=("self", "exponent"))
+
+
+@lowering(aten.pow.Tensor_Scalar)
+def aten_pow_tensor_scalar(self: TensorValue, exponent: Scalar) -> TensorValue:
+    """pow.Tensor_Scalar(Tensor self, Scalar exponent) -> Tensor"""
+    out = promoted_dtype([self, exponent])
+    x = math_ops.cast_value(self, accumulation_dtype(out))
+    if isinstance(exponent, Dim | TensorValue):
+        exponent = as_tensor(exponent, x.dtype, x.device)
+    return math_ops.cast_value(math_ops.power_scalar(x, exponent), out)
+
+
+pow_ = pointwise(aten.pow.Tensor_Tensor, math_ops.power, operands=("self", "exponent"))
+prod = reduction((aten.prod.default, aten.prod.dim_int), reduce_ops.prod_axis, promotion=Promotion.BOOL_TO_LONG)
+reciprocal = pointwise(aten.reciprocal.default, math_ops.reciprocal, promotion=FLOAT)
+relu = pointwise(aten.relu.default, math_ops.relu)
+remainder = pointwise((aten.remainder.Scalar, aten.remainder.Tensor), math_ops.remainder)
+
+
+@lowering(aten.repeat.default)
+def aten_repeat(self: TensorValue, repeats: Sequence[IntLike]) -> TensorValue:
+    """repeat(Tensor self, SymInt[] repeats) -> Tensor"""
+    return shape.repeat(self, repeats)
+
+
+@lowering(aten.roll.default)
+def aten_roll(
+    self: TensorValue, shifts: Sequence[IntLike], dims: Sequence[int] = ()
+) -> TensorValue:
+    """roll(Tensor self, SymInt[1] shifts, int[1] dims=[]) -> Tensor"""
+    return shape.roll(self, shifts, dims)
+
+
+round_ = pointwise(aten.round.default, math_ops.round_even)
+rsqrt = pointwise(aten.rsqrt.default, ops.rsqrt, promotion=FLOAT)
+
+
+@lowering(aten.scalar_tensor.default)
+def aten_scalar_tensor(
+    s: Scalar,
+    *,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+) -> TensorValue:
+    """scalar_tensor(Scalar s, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor"""
+    return _full(s)
+
+
+@lowering(aten.scatter.src)
+def aten_scatter(
+    self: TensorValue, dim: int, index: TensorValue, src: TensorValue
+) -> TensorValue:
+    """scatter.src(Tensor self, int dim, Tensor index, Tensor src) -> Tensor"""
+    return indexing.scatter(self, dim, index, shape.crop_to(src, index), add=False)
+
+
+@lowering(aten.scatter.value)
+def aten_scatter_value(
+    self: TensorValue, dim: int, index: TensorValue, value: Scalar
+) -> TensorValue:
+    """scatter.value(Tensor self, int dim, Tensor index, Scalar value) -> Tensor"""
+    source = shape.broadcast(as_tensor(value, self.dtype, self.device), list(index.shape))
+    return indexing.scatter(self, dim, index, source, add=False)
+
+
+@lowering(aten.scatter_add.default)
+def aten_scatter_add(
+    self: TensorValue, dim: int, index: TensorValue, src: TensorValue
+) -> TensorValue:
+    """scatter_add(Tensor self, int dim, Tensor index, Tensor src) -> Tensor"""
+    return indexing.scatter(self, dim, index, shape.crop_to(src, index), add=True)
+
+
+@lowering(aten.select.int)
+def aten_select(self: TensorValue, dim: int, index: IntLike | TensorValue) -> TensorValue:
+    """select.int(Tensor(a) self, int dim, SymInt index) -> Tensor(a)"""
+    return shape.select(self, dim, index)
+
+
+@lowering(aten.select_scatter.default)
+def aten_select_scatter(
+    self: TensorValue, src: TensorValue, dim: int, index: IntLike
+) -> TensorValue:
+    """select_scatter(Tensor self, Tensor src, int dim, SymInt index) -> Tensor"""
+    axis = dim % self.rank
+    column = ops.unsqueeze(src, axis)
+    return shape.write_slice(self, column, axis, index, 1, 1)
+
+
+sigmoid = pointwise(aten.sigmoid.default, math_ops.sigmoid, promotion=FLOAT)
+sign = pointwise(aten.sign.default, math_ops.sign)
+silu = pointwise(aten.silu.default, math_ops.silu)
+sin = pointwise(aten.sin.default, ops.sin, promotion=FLOAT)
+
+
+@lowering(aten.slice.Tensor)
+def aten_slice(
+    self: TensorValue,
+    dim: int = 0,
+    start: IntLike | TensorValue | None = None,
+    end: IntLike | TensorValue | None = None,
+    step: int = 1,
+) -> TensorValue:
+    """slice.Tensor(Tensor(a) self, int dim=0, SymInt? start=None, SymInt? end=None, SymInt step=1) -> Tensor(a)"""
+    axis = dim % self.rank
+    return shape.slice_axis(self, axis, start, end, step, expected_shape()[axis])
+
+
+@lowering(aten.slice_scatter.default)
+def aten_slice_scatter(
+    self: TensorValue,
+    src: TensorValue,
+    dim: int = 0,
+    start: IntLike | None = None,
+    end: IntLike | None = None,
+    step: int = 1,
+) -> TensorValue:
+    """slice_scatter(Tensor self, Tensor src, int dim=0, SymInt? start=None, SymInt? end=None, SymInt step=1) -> Tensor"""
+    axis = dim % self.rank
+    return shape.write_slice(self, src, axis, start or 0, step, src.shape[axis])
+
+
+softplus = pointwise(aten.softplus.default, math_ops.softplus)
+
+
+@lowering(aten.split_with_sizes.default)
+def aten_split_with_sizes(
+    self: TensorValue, split_sizes: Sequence[IntLike], dim: int = 0
+) -> list[TensorValue]:
+    """split_with_sizes(Tensor(a -> *) self, SymInt[] split_sizes, int dim=0) -> Tensor(a)[]"""
+    return shape.split(self, split_sizes, dim)
+
+
+sqrt = pointwise(aten.sqrt.default, ops.sqrt, promotion=FLOAT)
+square = pointwise(aten.square.default, math_ops.square)
+
+
+@lowering(aten.squeeze.dims)
+def aten_squeeze(self: TensorValue, dim: Sequence[int]) -> TensorValue:
+    """squeeze.dims(Tensor(a) self, int[] dim) -> Tensor(a)"""
+    return shape.view(self)
+
+
+@lowering(aten.stack.default)
+def aten_stack(tensors: Sequence[TensorValue], dim: int = 0) -> TensorValue:
+    """stack(Tensor[] tensors, int dim=0) -> Tensor"""
+    dtype = promoted_dtype(tensors)
+    return ops.stack([math_ops.cast_value(t, dtype) for t in tensors], axis=dim % (tensors[0].rank + 1))
+
+
+sub = pointwise((aten.sub.Scalar, aten.sub.Tensor), math_ops.sub)
+sum_ = reduction((aten.sum.default, aten.sum.dim_IntList), reduce_ops.sum_axis, promotion=Promotion.BOOL_TO_LONG)
+tan = pointwise(aten.tan.default, math_ops.tan, promotion=FLOAT)
+tanh = pointwise(aten.tanh.default, ops.tanh, promotion=FLOAT)
+
+
+@lowering(aten.topk.default)
+def aten_topk(
+    self: TensorValue, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> tuple[TensorValue, TensorValue]:
+    """topk(Tensor self, SymInt k, int dim=-1, bool largest=True, bool sorted=True) -> (Tensor values, Tensor indices)"""
+    return sorting.top_k(self, k, dim, largest)
+
+
+@lowering(aten.tril.default)
+def aten_tril(self: TensorValue, diagonal: IntLike = 0) -> TensorValue:
+    """tril(Tensor self, SymInt diagonal=0) -> Tensor"""
+    return shape.triangle(self, diagonal, lower=True)
+
+
+@lowering(aten.triu.default)
+def aten_triu(self: TensorValue, diagonal: IntLike = 0) -> TensorValue:
+    """triu(Tensor self, SymInt diagonal=0) -> Tensor"""
+    return shape.triangle(self, diagonal, lower=False)
+
+
+trunc = pointwise(aten.trunc.default, math_ops.trunc)
+
+
+@lowering(aten.unsqueeze.default)
+def aten_unsqueeze(self: TensorValue, dim: int) -> TensorValue:
+    """unsqueeze(Tensor(a) self, int dim) -> Tensor(a)"""
+    return ops.unsqueeze(self, dim % (self.rank + 1))
+
+
+@lowering(aten.var.correction)
+def aten_var(
+    self: TensorValue,
+    dim: Sequence[int] | None = None,
+    *,
+    correction: Scalar | None = None,
+    keepdim: bool = False,
+) -> TensorValue:
+    """var.correction(Tensor self, int[1]? dim=None, *, Scalar? correction=None, bool keepdim=False) -> Tensor"""
+    return _variance(self, dim, correction, keepdim)[0]
+
+
+@lowering(aten.var_mean.correction)
+def aten_var_mean(
+    self: TensorValue,
+    dim: Sequence[int] | None = None,
+    *,
+    correction: Scalar | None = None,
+    keepdim: bool = False,
+) -> tuple[TensorValue, TensorValue]:
+    """var_mean.correction(Tensor self, int[1]? dim=None, *, Scalar? correction=None, bool keepdim=False) -> (Tensor, Tensor)"""
+    return _variance(self, dim, correction, keepdim)
+
+
+def _variance(
+    x: TensorValue, dim: Sequence[int] | None, correction: Any, keepdim: bool
+) -> tuple[TensorValue, TensorValue]:
+    dims = shape.normalize_dims(dim, x.rank)
+    wide = math_ops.cast_value(x, accumulation_dtype(x.dtype))
+    correction = 1.0 if correction is None else float(correction)
+    results = normalization.variance(wide, dims, correction)
+    if not keepdim:
+        results = tuple(shape.drop_axes(r, dims) for r in results)
+    return math_ops.cast_value(results[0], x.dtype), math_ops.cast_value(results[1], x.dtype)
+
+
+@lowering(aten._unsafe_view.default, aten.view.default)
+def aten_view(self: TensorValue, size: Sequence[IntLike]) -> TensorValue:
+    """view(Tensor(a) self, SymInt[] size) -> Tensor(a)"""
+    return shape.view(self)
+
+
+@lowering(aten.where.self)
+def aten_where(condition: TensorValue, self: TensorValue, other: TensorValue) -> TensorValue:
+    """where.self(Tensor condition, Tensor self, Tensor other) -> Tensor"""
+    dtype, device = promoted_dtype([self, other]), common_device([condition, self, other])
+    return ops.where(
+        as_tensor(condition, DType.bool, device),
+        as_tensor(self, dtype, device),
+        as_tensor(other, dtype, device),
+    )
+
+
+@lowering(torch.ops.prims.convert_element_type.default)
+def prims_convert_element_type(a: TensorValue, dtype: torch.dtype) -> TensorValue:
+    """convert_element_type(Tensor a, ScalarType dtype) -> Tensor"""
+    return math_ops.cast_value(a, to_max(dtype))
+
+
+@lowering(torch.ops.torch_max_backend.attention.default)
+def torch_max_backend_attention(
+    query: TensorValue,
+    key: TensorValue,
+    value: TensorValue,
+    attn_mask: TensorValue | None,
+    is_causal: bool,
+    scale: float,
+    enable_gqa: bool,
+) -> TensorValue:
+    """attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, bool is_causal, float scale, bool enable_gqa) -> Tensor"""
+    return attention_ops.attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)

@@ -1,0 +1,139 @@
+"""The disk cache of MAX executables.
+
+One file per program: a line of JSON (checksum, order of the graphs), then the executable. Files
+are written beside and renamed; a file that is short, altered or unreadable is a miss and is
+removed (MAX crashes on altered executables, so the checksum is compared before MAX sees a byte).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from torch_max_backend import flags
+
+log = logging.getLogger(__name__)
+_SUFFIX = ".max"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An executable and the position in it of each graph of the program."""
+
+    executable: bytes
+    order: tuple[int, ...]
+
+
+def directory() -> Path:
+    """The folder of the cache; TORCH_MAX_BACKEND_CACHE_DIR or the user's cache folder."""
+    configured = flags.cache_directory()
+    return Path(configured) if configured else user_cache_path("torch_max_backend", appauthor=False)
+
+
+def _path(key: str) -> Path:
+    return directory() / key[:2] / (key + _SUFFIX)
+
+
+def load(key: str) -> Entry | None:
+    """The entry of a key, or None; a damaged one is removed and counts as a miss."""
+    path = _path(key)
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    try:
+        head, _, executable = data.partition(b"\n")
+        meta = json.loads(head)
+        if meta["format"] != _FORMAT or meta["key"] != key:
+            raise ValueError("made for another key or by another version")
+        if meta["sha256"] != hashlib.sha256(executable).hexdigest():
+            raise ValueError("the checksum differs")
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("removing the damaged cache entry %s: %s", path, error)
+        _remove(path)
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # least recently used goes first
+    return Entry(executable, tuple(meta["order"]))
+
+
+def store(key: str, executable: bytes, order: Sequence[int], graphs: Sequence[str]) -> None:
+    """Writes an entry and marks its graphs as known to compile.
+
+    A cache that cannot be written costs time, not results: it is logged and passed over.
+    """
+    head = {
+        "format": _FORMAT,
+        "key": key,
+        "order": list(order),
+        "sha256": hashlib.sha256(executable).hexdigest(),
+    }
+    try:
+        _write(_path(key), json.dumps(head).encode() + b"\n" + executable)
+        for graph in graphs:
+            marker = _marker(graph)
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+        _shrink(flags.cache_size_limit())
+    except OSError as error:
+        log.warning("cannot write the compile cache in %s: %s", directory(), error)
+
+
+def knows(graph: str) -> bool:
+    """Whether a graph was compiled before, alone or in any program."""
+    return _marker(graph).exists()
+
+
+def clear() -> int:
+    """Removes every entry; returns how many there were."""
+    entries = list(directory().glob(f"??/*{_SUFFIX}"))
+    for path in [*entries, *directory().glob("graphs/*")]:
+        _remove(path)
+    return len(entries)
+
+
+def _marker(graph: str) -> Path:
+    return directory() / "graphs" / graph
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        _remove(Path(temporary))
+        raise
+
+
+def _shrink(limit: int) -> None:
+    """Removes the least recently used entries until the cache fits; never the newest."""
+    found = []
+    for path in directory().glob(f"??/*{_SUFFIX}"):
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            found.append((status.st_mtime, status.st_size, path))
+    found.sort()
+    total = sum(size for _, size, _ in found)
+    for _, size, path in found[:-1]:
+        if total <= limit:
+            break
+        _remove(path)
+        total -= size
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()

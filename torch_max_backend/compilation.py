@@ -1,0 +1,291 @@
+"""Graphs to MAX executables: pending graphs of one program, the session, the disk cache.
+
+Graphs that are waiting when the first of them is run (forward and backward, the pieces between
+graph breaks) are compiled as one MAX module: the fixed cost of a compile, 10 to 15 s, is paid once.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache as memoize
+from pathlib import Path
+
+from max import engine
+from max.engine import InferenceSession, Model
+from max.graph import Graph, Module
+from torch.fx import GraphModule
+
+from torch_max_backend import cache, flags, profiling
+from torch_max_backend.accelerators import get_accelerators
+from torch_max_backend.errors import CompileError
+from torch_max_backend.executable import CompiledGraph
+from torch_max_backend.fingerprint import graph_fingerprint, program_key
+from torch_max_backend.graph_builder import build_graph, check_supported
+from torch_max_backend.options import MaxOptions
+from torch_max_backend.signature import read_signature
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class CompileStatistics:
+    """What the compilation of this process came to; see :data:`statistics`."""
+
+    compiled: int = 0
+    """graphs compiled by MAX"""
+    cached: int = 0
+    """graphs read from the disk cache"""
+    seconds: float = 0.0
+    """time spent in MAX's compiler"""
+
+
+statistics = CompileStatistics()
+
+
+@memoize
+def session() -> InferenceSession:
+    """The one session of the process, over every device."""
+    return InferenceSession(devices=get_accelerators())
+
+
+class _Pending:
+    """One graph of a program, and what has become of it."""
+
+    def __init__(self, name: str, gm: GraphModule, key: str) -> None:
+        self.name = name
+        self.gm = gm
+        self.key = key
+        self.model: Model | None = None
+        self.error: Exception | None = None
+
+
+class Program:
+    """Graphs that are compiled together, at the first run that needs one of them."""
+
+    def __init__(self) -> None:
+        self.graphs: list[_Pending] = []
+        self._module = Module()
+        self._built: list[_Pending] = []
+        self._lock = threading.Lock()
+        self._thread_lock = threading.Lock()
+        self._sealed = False
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._use_cache = True
+
+    def add(self, graph: _Pending, options: MaxOptions) -> bool:
+        """Takes a graph in; False when the program is being compiled already.
+
+        A graph that the cache does not know is lowered now, so that errors come from the compile.
+        """
+        with self._lock:
+            if self._sealed:
+                return False
+            self._use_cache = self._use_cache and options.cache
+            if not (options.cache and cache.knows(graph.key)):
+                try:
+                    self._build(graph)
+                except Exception:
+                    self._module, self._built = Module(), []  # half a graph is in the module
+                    raise
+            self.graphs.append(graph)
+            return True
+
+    def _build(self, graph: _Pending) -> None:
+        """MAX identifies the graphs of a module by position alone: their names carry nothing."""
+        with profiling.phase(graph.name, "build"):
+            built, _ = build_graph(graph.gm, self._module, f"g{len(self._built)}")
+        _log_graph(graph.name, built)
+        self._built.append(graph)
+
+    def model(self, graph: _Pending) -> Model:
+        """The model of a graph; compiles the program unless that was done.
+
+        Raises:
+            CompileError: MAX refused this graph.
+        """
+        self._ensure_compiled()
+        if graph.error is not None:
+            raise graph.error
+        assert graph.model is not None
+        return graph.model
+
+    def poll(self, graph: _Pending) -> Model | None:
+        """The model if it is ready; else starts the compile in a thread and returns None."""
+        if self._done.is_set():
+            return self.model(graph)
+        with self._thread_lock:
+            if self._thread is None:
+                _retire(self)
+                log.info("compiling %s in the background, answering with eager", graph.name)
+                self._thread = threading.Thread(target=self._in_background, daemon=True)
+                self._thread.start()
+        return None
+
+    def _in_background(self) -> None:
+        start = time.perf_counter()
+        try:
+            self._ensure_compiled()
+        except Exception as error:
+            for graph in self.graphs:
+                graph.error = graph.error or error
+            self._done.set()
+        names = ", ".join(graph.name for graph in self.graphs)
+        log.info("%s ready after %.1f s, switching to MAX", names, time.perf_counter() - start)
+
+    def _ensure_compiled(self) -> None:
+        if self._done.is_set():
+            return
+        _retire(self)
+        with self._lock:
+            if self._done.is_set():
+                return
+            self._sealed = True
+            self._compile()
+            self._done.set()
+
+    def _compile(self) -> None:
+        key = program_key([graph.key for graph in self.graphs])
+        if self._use_cache and self._load_cached(key):
+            return
+        for graph in self.graphs:
+            if graph not in self._built:
+                self._build(graph)
+        executable = _compile_module(self._module, self._built)
+        if executable is None:
+            _bisect(self._built)
+            return
+        if self._use_cache:
+            order = [self.graphs.index(graph) for graph in self._built]
+            cache.store(key, executable, order, [graph.key for graph in self.graphs])
+
+    def _load_cached(self, key: str) -> bool:
+        name = self.graphs[0].name
+        with profiling.phase(name, "cache"):
+            entry = cache.load(key)
+        if entry is None:
+            return False
+        with profiling.phase(name, "load"):
+            compiled = engine.read(io.BytesIO(entry.executable))
+            models = list(session().init_all(compiled).values())
+        for position, model in zip(entry.order, models, strict=True):
+            self.graphs[position].model = model
+        statistics.cached += len(models)
+        log.info("%s: from the compile cache", ", ".join(graph.name for graph in self.graphs))
+        return True
+
+
+def _compile_module(module: Module, graphs: Sequence[_Pending]) -> bytes | None:
+    """Compiles and loads; returns the executable, or None when MAX refuses one of several graphs.
+
+    Raises nothing for a single graph either: its error is kept on it.
+    """
+    start = time.perf_counter()
+    try:
+        with profiling.phase(graphs[0].name, "compile"):
+            compiled = session().compile(module)
+    except Exception as error:
+        if len(graphs) == 1:
+            graphs[0].error = _refused(graphs[0], error)
+        return None
+    statistics.seconds += time.perf_counter() - start
+    statistics.compiled += len(graphs)
+    with profiling.phase(graphs[0].name, "load"):
+        models = list(session().init_all(compiled).values())
+    for graph, model in zip(graphs, models, strict=True):
+        graph.model = model
+        _log_kernels(graph.name, model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "program.mef"
+        compiled.export_mef(path)
+        return path.read_bytes()
+
+
+def _bisect(graphs: Sequence[_Pending]) -> None:
+    """MAX does not say which graph of a module it refuses: halves are compiled until it is found.
+
+    The refused graph keeps its error; the others get their models.
+    """
+    if len(graphs) == 1:
+        return
+    middle = len(graphs) // 2
+    for half in (graphs[:middle], graphs[middle:]):
+        module = Module()
+        for position, graph in enumerate(half):
+            build_graph(graph.gm, module, f"g{position}")
+        if _compile_module(module, half) is None:
+            _bisect(half)
+
+
+def _refused(graph: _Pending, error: Exception) -> CompileError:
+    refused = CompileError(
+        f"MAX could not compile {graph.name}, although every operator of it was lowered: {error}\n"
+        "Set TORCH_MAX_BACKEND_VERBOSE=1 to see the graph, and MODULAR_DEBUG=source-tracebacks "
+        "for MAX's own account."
+    )
+    refused.__cause__ = error
+    return refused
+
+
+_open: list[Program] = []
+_open_lock = threading.Lock()
+_counter = iter(range(1 << 62))
+
+
+def _retire(program: Program) -> None:
+    """Closes a program to new graphs."""
+    with _open_lock:
+        if program in _open:
+            _open.remove(program)
+
+
+def _submit(pending: _Pending, options: MaxOptions) -> Program:
+    while True:
+        with _open_lock:
+            if not _open:
+                _open.append(Program())
+            program = _open[0]
+        if program.add(pending, options):
+            return program
+        _retire(program)
+
+
+def compile_graph(
+    gm: GraphModule, options: MaxOptions, *, kind: str = "graph", weights: Sequence[int] = ()
+) -> CompiledGraph:
+    """A callable for one AOTAutograd graph; MAX compiles it at the first call.
+
+    Args:
+        gm: an AOTAutograd graph of ATen overloads.
+        kind: "forward", "backward" or "inference", for names in logs and profiles.
+        weights: positions of the arguments that hold parameters and buffers.
+
+    Raises:
+        UnsupportedOpsError, LoweringError: see graph_builder.
+    """
+    check_supported(gm)
+    pending = _Pending(f"{kind}{next(_counter)}", gm, graph_fingerprint(gm, options))
+    signature = read_signature(gm)
+    program = _submit(pending, options)
+    background = options.compile == "background"
+
+    def prepare() -> Model | None:
+        return program.poll(pending) if background else program.model(pending)
+
+    return CompiledGraph(pending.name, gm, signature, weights, prepare)
+
+
+def _log_graph(name: str, graph: Graph) -> None:
+    if flags.verbose_enabled():
+        log.warning("MAX graph of %s:\n%s", name, graph)
+
+
+def _log_kernels(name: str, model: Model) -> None:
+    if flags.verbose_enabled():
+        log.warning("fused kernels of %s:\n%s", name, "\n".join(map(str, model.kernel_summaries)))

@@ -1,0 +1,81 @@
+"""max_backend: the entry from torch.compile."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch._dynamo.backends.common import aot_autograd
+from torch._guards import TracingContext
+from torch.fx import GraphModule
+
+from torch_max_backend import flags, profiling
+from torch_max_backend.compilation import compile_graph
+from torch_max_backend.composites import replace_composites
+from torch_max_backend.decompositions import decompositions
+from torch_max_backend.executable import CompiledGraph
+from torch_max_backend.options import MaxOptions
+from torch_max_backend.report import describe_graph
+
+log = logging.getLogger(__name__)
+
+
+def max_backend(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | MaxOptions | None = None,
+    mode: str | None = None,
+) -> Callable[..., Any]:
+    """The ``torch.compile`` backend: Dynamo's graph to a callable that runs on MAX.
+
+    Args:
+        gm: the graph Dynamo captured.
+        example_inputs: its (fake) inputs.
+        options: see :class:`torch_max_backend.MaxOptions`.
+        mode: ``torch.compile``'s mode; only None and "default" mean something here.
+
+    Raises:
+        OptionError: unknown option or mode.
+        UnsupportedOpsError, LoweringError: the graph cannot be lowered.
+    """
+    settings = MaxOptions.from_mapping(options, mode)
+    start = time.perf_counter()
+    aot = aot_autograd(
+        fw_compiler=partial(_compile, settings=settings, kind="forward", start=start),
+        bw_compiler=partial(_compile, settings=settings, kind="backward", start=None),
+        inference_compiler=partial(_compile, settings=settings, kind="inference", start=start),
+        decompositions=dict(decompositions()),
+    )
+    return aot(replace_composites(gm), list(example_inputs))
+
+
+def _compile(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    settings: MaxOptions,
+    kind: str,
+    start: float | None,
+) -> CompiledGraph:
+    if flags.verbose_enabled():
+        log.warning("%s graph\n%s", kind, describe_graph(gm))
+    compiled = compile_graph(gm, settings, kind=kind, weights=_static_arguments(kind))
+    if start is not None and profiling.enabled():
+        profiling.record(compiled.name, "trace", start, time.perf_counter())
+    return compiled
+
+
+def _static_arguments(kind: str) -> list[int]:
+    """Positions of the arguments that AOTAutograd knows to be parameters and buffers.
+
+    Reads AOTAutograd's metadata; without it every argument is bound anew at each call.
+    """
+    context = TracingContext.try_get()
+    metadata = context.fw_metadata if context is not None else None
+    if metadata is None or kind == "backward":
+        return []
+    return list(getattr(metadata, "static_input_indices", None) or [])

@@ -1,0 +1,37 @@
+"""What a lowering may ask about the node it is lowering."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from max.graph import Dim
+from torch.fx import Node
+
+from torch_max_backend.dims import to_dim
+
+_node: ContextVar[Node] = ContextVar("node being lowered")
+
+
+@contextmanager
+def lowering_of(node: Node) -> Iterator[None]:
+    """Makes ``node`` the one that the functions below speak of."""
+    token = _node.set(node)
+    try:
+        yield
+    finally:
+        _node.reset(token)
+
+
+def expected(index: int | None = None) -> torch.Tensor:
+    """torch's fake result of the node, or of one element of its results."""
+    value: Any = _node.get().meta["val"]
+    return value if index is None else value[index]
+
+
+def expected_shape(index: int | None = None) -> list[Dim]:
+    """The shape of the result in canonical Dims."""
+    return [to_dim(size) for size in expected(index).shape]

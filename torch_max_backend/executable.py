@@ -1,0 +1,291 @@
+"""CompiledGraph: binds torch tensors to MAX buffers without copying, runs, unbinds.
+
+A call costs little beside MAX's own: weights are bound once and re-checked by pointer, shape,
+strides and dtype, so that ``load_state_dict``, ``.data =`` and ``resize_`` are seen.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from max.driver import Buffer
+from max.engine import Model
+from max.graph import DeviceRef
+from torch.fx import GraphModule
+
+from torch_max_backend import profiling
+from torch_max_backend.errors import InputError
+from torch_max_backend.signature import (
+    ArgumentOutput,
+    GraphSignature,
+    NumberOutput,
+    RepeatedOutput,
+    TensorOutput,
+    number_function,
+)
+from torch_max_backend.streams import StreamOrder
+
+log = logging.getLogger(__name__)
+
+
+def execute_buffers(model: Model, buffers: list[Buffer]) -> list[Buffer]:
+    """Runs a model on ready buffers.
+
+    MAX's public ``Model.execute`` re-checks every input in Python, three times the cost for a
+    model of 150 weights; this is the call behind it.
+    """
+    return model._execute_device_tensors(buffers)
+
+
+class _Weight:
+    """A bound weight: the buffer and what must still hold of the tensor for it to be valid.
+
+    The buffer keeps the tensor's memory alive, so the entry goes when the tensor does.
+    """
+
+    __slots__ = ("buffer", "dtype", "owner", "pointer", "shape", "stride")
+
+    def __init__(self, tensor: torch.Tensor, buffer: Buffer, release: Callable[..., None]) -> None:
+        self.owner = weakref.ref(tensor, release)
+        self.buffer = buffer
+        self.pointer = tensor.data_ptr()
+        self.shape = tensor.shape
+        self.stride = tensor.stride()
+        self.dtype = tensor.dtype
+
+
+class CompiledGraph:
+    """A boxed callable over the flat arguments of one AOTAutograd graph.
+
+    Args:
+        name: for logs and profiles.
+        gm: the graph; kept until it is compiled, and for eager answers in background mode.
+        signature: how arguments and results are bound.
+        weights: positions of arguments that stay the same from call to call (parameters, buffers).
+        prepare: returns the MAX model, compiling if need be; None while a background compile runs.
+    """
+
+    _boxed_call = True  # AOTAutograd hands the arguments over in one list
+
+    def __init__(
+        self,
+        name: str,
+        gm: GraphModule,
+        signature: GraphSignature,
+        weights: Sequence[int],
+        prepare: Callable[[], Model | None],
+    ) -> None:
+        self.name = name
+        self.signature = signature
+        self._eager: GraphModule | None = gm
+        self._prepare = prepare
+        self._model: Model | None = None
+        static = set(weights)
+        self._inputs = [
+            (b.argument, b.kind, b.argument in static, b.type) for b in signature.inputs
+        ]
+        self._devices = [_torch_device(b.type.device) for b in signature.inputs]
+        self._weights: list[_Weight | None] = [None] * len(self._inputs)
+        self._unbind = _plan_outputs(signature)
+        self._symbols = list(signature.symbols.values())
+        self._profile = profiling.enabled()
+        self._streams: StreamOrder | None = None
+
+    @property
+    def model(self) -> Model:
+        """The MAX model; compiles it if that has not happened."""
+        model = self._model or self._load(wait=True)
+        assert model is not None
+        return model
+
+    def _load(self, wait: bool = False) -> Model | None:
+        model = self._prepare()
+        while model is None and wait:
+            time.sleep(0.05)
+            model = self._prepare()
+        if model is not None:
+            if any(device.type != "cpu" for device in self._devices):
+                self._streams = StreamOrder(model.devices)
+            self._model, self._eager = model, None
+        return model
+
+    def __call__(self, args: list[Any]) -> list[Any]:
+        model = self._model
+        if model is None:
+            model = self._load()
+            if model is None:
+                assert self._eager is not None
+                with torch.no_grad():
+                    return list(self._eager(*args))
+        if self._profile:
+            return self._timed_call(model, args)
+        buffers, pointers = self._bind(args)
+        results = self._run(model, buffers)
+        return self._finish(results, args, pointers)
+
+    def _timed_call(self, model: Model, args: list[Any]) -> list[Any]:
+        times = [time.perf_counter()]
+        buffers, pointers = self._bind(args)
+        times.append(time.perf_counter())
+        results = self._run(model, buffers)
+        times.append(time.perf_counter())
+        outputs = self._finish(results, args, pointers)
+        times.append(time.perf_counter())
+        for i, name in enumerate(("bind", "run", "unbind")):
+            profiling.record(self.name, name, times[i], times[i + 1])
+        return outputs
+
+    def _run(self, model: Model, buffers: list[Buffer]) -> list[Buffer]:
+        if self._streams is None:
+            return execute_buffers(model, buffers)
+        self._streams.before_run()
+        results = execute_buffers(model, buffers)
+        self._streams.after_run()
+        return results
+
+    def _bind(self, args: list[Any]) -> tuple[list[Buffer], set[int]]:
+        """Buffers over the arguments' memory, and the addresses they start at."""
+        buffers: list[Buffer] = []
+        pointers: set[int] = set()
+        for slot, (position, kind, is_weight, _) in enumerate(self._inputs):
+            value = args[position]
+            if kind != "tensor":
+                buffers.append(_number_buffer(kind, value))
+                continue
+            pointer = value.data_ptr()
+            pointers.add(pointer)
+            if is_weight:
+                bound = self._weights[slot]
+                if (
+                    bound is not None
+                    and bound.pointer == pointer
+                    and bound.shape == value.shape
+                    and bound.stride == value.stride()
+                    and bound.dtype == value.dtype
+                ):
+                    buffers.append(bound.buffer)
+                    continue
+            buffers.append(self._bind_tensor(slot, value, is_weight))
+        return buffers, pointers
+
+    def _bind_tensor(self, slot: int, value: torch.Tensor, is_weight: bool) -> Buffer:
+        device = self._devices[slot]
+        if value.device != device:
+            raise InputError(
+                f"argument {self._inputs[slot][0]} of {self.name} is on {value.device}, the graph "
+                f"was compiled for {device}; move it there with .to({str(device)!r})"
+            )
+        tensor = value.detach() if value.requires_grad else value
+        if not tensor.is_contiguous():
+            return Buffer.from_dlpack(tensor.contiguous())
+        buffer = Buffer.from_dlpack(tensor)
+        if is_weight:
+            self._weights[slot] = _Weight(value, buffer, _releaser(self._weights, slot))
+        return buffer
+
+    def _finish(self, results: list[Buffer], args: list[Any], pointers: set[int]) -> list[Any]:
+        symbols = [args[i] if axis is None else args[i].shape[axis] for i, axis in self._symbols]
+        outputs: list[Any] = []
+        index = 0
+        for output, unbind in zip(self.signature.outputs, self._unbind, strict=True):
+            if isinstance(output, TensorOutput):
+                tensor = torch.from_dlpack(results[index])
+                index += 1
+                if tensor.data_ptr() in pointers and tensor.numel():
+                    tensor = tensor.clone()  # the graph handed an input on: torch expects a copy
+                outputs.append(tensor if unbind is None else unbind(tensor, symbols))
+            elif isinstance(output, ArgumentOutput):
+                outputs.append(args[output.argument])
+            elif isinstance(output, RepeatedOutput):
+                outputs.append(outputs[output.place])
+            elif isinstance(output, NumberOutput):
+                assert unbind is not None
+                outputs.append(unbind(None, symbols))
+            else:
+                outputs.append(None)
+        args.clear()
+        return outputs
+
+
+def _releaser(weights: list[_Weight | None], slot: int) -> Callable[[Any], None]:
+    def release(reference: Any) -> None:
+        bound = weights[slot]
+        if bound is not None and bound.owner is reference:
+            weights[slot] = None
+
+    return release
+
+
+def _torch_device(ref: DeviceRef) -> torch.device:
+    if ref.is_cpu():
+        return torch.device("cpu")
+    kind = "mps" if torch.backends.mps.is_available() else "cuda"
+    return torch.device(kind, ref.id)
+
+
+def _number_buffer(kind: str, value: int | float) -> Buffer:
+    if kind == "size":
+        return Buffer.from_dlpack(torch.empty(value, 0, dtype=torch.bool))
+    dtype = torch.int64 if isinstance(value, int) else torch.float64
+    return Buffer.from_dlpack(torch.tensor(value, dtype=dtype))
+
+
+Unbind = Callable[[torch.Tensor | None, Sequence[int]], Any]
+
+
+def _plan_outputs(signature: GraphSignature) -> list[Unbind | None]:
+    names = list(signature.symbols)
+    plan: list[Unbind | None] = []
+    for output in signature.outputs:
+        if isinstance(output, TensorOutput):
+            plan.append(_restride(output, names))
+        elif isinstance(output, NumberOutput):
+            plan.append(_number(number_function(output.value, names)))
+        else:
+            plan.append(None)
+    return plan
+
+
+def _number(function: Callable[..., Any]) -> Unbind:
+    return lambda _, symbols: function(*symbols)
+
+
+def _restride(output: TensorOutput, names: Sequence[str]) -> Unbind | None:
+    """How a dense result becomes the tensor eager returns: its axes, expansions and strides."""
+    if output.order is None:
+        return _copy_into_strides(output, names)
+    if list(output.order) == sorted(output.order) and not output.expanded:
+        return None
+    inverse = sorted(range(len(output.order)), key=output.order.__getitem__)
+    sizes = {axis: number_function(output.shape[axis], names) for axis in output.expanded}
+
+    def view(tensor: torch.Tensor | None, symbols: Sequence[int]) -> torch.Tensor:
+        assert tensor is not None
+        tensor = tensor.permute(inverse)
+        if not sizes:
+            return tensor
+        return tensor.expand(
+            [sizes[i](*symbols) if i in sizes else -1 for i in range(tensor.ndim)]
+        )
+
+    return view
+
+
+def _copy_into_strides(output: TensorOutput, names: Sequence[str]) -> Unbind:
+    strides = [number_function(step, names) for step in output.stride]
+
+    def copy(tensor: torch.Tensor | None, symbols: Sequence[int]) -> torch.Tensor:
+        assert tensor is not None
+        stride = [step(*symbols) for step in strides]
+        return torch.empty_strided(
+            tensor.shape, stride, dtype=tensor.dtype, device=tensor.device
+        ).copy_(tensor)
+
+    return copy
+
+

@@ -1,0 +1,181 @@
+"""Scaled dot-product attention (Vaswani et al., 2017) on MAX's flash attention kernels."""
+
+from __future__ import annotations
+
+import math
+
+from max.dtype import DType
+from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
+from max.nn.attention import MHAMaskVariant
+from max.nn.kernels import flash_attention_gpu
+
+from torch_max_backend.dims import static
+from torch_max_backend.ops.matmul import matmul
+from torch_max_backend.ops.normalization import softmax
+from torch_max_backend.ops.shape import broadcast, diagonal_mask, permute, reshape
+from torch_max_backend.promotion import accumulation_dtype
+
+_SWAP_HEADS_AND_LENGTH = [0, 2, 1, 3]
+
+
+def attention(
+    query: TensorValue,
+    key: TensorValue,
+    value: TensorValue,
+    mask: TensorValue | None,
+    causal: bool,
+    scale: float,
+    grouped: bool,
+) -> TensorValue:
+    """Attention over (..., H, L, E), keys (..., H_kv, S, E), values (..., H_kv, S, E_v).
+
+    A bool mask keeps where True, a float mask is added; a row that keeps nothing gives zeros.
+    """
+    lead = list(query.shape)[:-2]
+    q, k, v = (_rank4(x) for x in (query, key, value))
+    if grouped:
+        k, v = (_repeat_heads(x, q.shape[1]) for x in (k, v))
+    out = _dispatch(q, k, v, _rank4_mask(mask), causal, scale)
+    return reshape(out, [*lead, query.shape[-2], value.shape[-1]])
+
+
+def _rank4(x: TensorValue) -> TensorValue:
+    """(L, E) tails under any lead -> (B, H, L, E)."""
+    if x.rank == 4:
+        return x
+    if x.rank == 3:
+        return reshape(x, [1, *x.shape])
+    heads = list(x.shape)[-3]
+    return reshape(x, [-1, heads, *list(x.shape)[-2:]])
+
+
+def _rank4_mask(mask: TensorValue | None) -> TensorValue | None:
+    if mask is None or mask.rank == 4:
+        return mask
+    if mask.rank < 4:
+        return reshape(mask, [*([1] * (4 - mask.rank)), *mask.shape])
+    return _rank4(mask)
+
+
+def _repeat_heads(x: TensorValue, heads: Dim) -> TensorValue:
+    """Each key-value head serves a group of query heads (Ainslie et al., 2023)."""
+    batch, kv_heads, length, width = x.shape
+    groups = int(heads) // int(kv_heads)
+    if groups == 1:
+        return x
+    x = broadcast(reshape(x, [batch, kv_heads, 1, length, width]),
+                  [batch, kv_heads, groups, length, width])
+    return reshape(x, [batch, heads, length, width])
+
+
+def _dispatch(
+    q: TensorValue,
+    k: TensorValue,
+    v: TensorValue,
+    mask: TensorValue | None,
+    causal: bool,
+    scale: float,
+) -> TensorValue:
+    empty = any(static(d) == 0 for x in (q, k, v) for d in x.shape)
+    same_width = q.shape[-1] == v.shape[-1]
+    if empty or not same_width or q.dtype == DType.float64:
+        return composed_attention(q, k, v, mask, causal, scale)
+    if q.device.is_cpu():
+        return _flash_cpu(q, k, v, mask, causal, scale)
+    square = q.shape[2] == k.shape[2]
+    if mask is None and (square or not causal) and q.dtype in (DType.float16, DType.bfloat16):
+        variant = MHAMaskVariant.CAUSAL_MASK if causal else MHAMaskVariant.NULL_MASK
+        out = flash_attention_gpu(*map(_swap, (q, k, v)), mask_variant=variant, scale=scale)
+        return _swap(out)
+    return composed_attention(q, k, v, mask, causal, scale)
+
+
+def _swap(x: TensorValue) -> TensorValue:
+    """(B, H, L, E) <-> (B, L, H, E), the layout of MAX's kernels."""
+    return permute(x, _SWAP_HEADS_AND_LENGTH)
+
+
+def _flash_cpu(
+    q: TensorValue,
+    k: TensorValue,
+    v: TensorValue,
+    mask: TensorValue | None,
+    causal: bool,
+    scale: float,
+) -> TensorValue:
+    """The CPU kernel, in float32: in half precision it is many times slower."""
+    dtype = q.dtype
+    cpu = DeviceRef.CPU()
+    q, k, v = (_swap(x if x.dtype == DType.float32 else ops.cast(x, DType.float32))
+               for x in (q, k, v))
+    factor = ops.constant(scale, DType.float32, device=cpu)
+    kind = TensorType(DType.float32, q.shape, cpu)
+    if mask is None and not causal:
+        name = "mo.composite.no_mask_flash_attention_cpu"
+        out = ops.custom(name, cpu, [q, k, v, factor], [kind])[0].tensor
+    else:
+        batch, length, heads, _ = q.shape
+        scores = [batch, heads, length, k.shape[1]]
+        bias, keeps = _bias(mask, causal, scores, DType.float32)
+        name = "mo.composite.masked_flash_attention_cpu"
+        out = ops.custom(name, cpu, [q, k, v, broadcast(bias, scores), factor], [kind])[0].tensor
+        out = _swap(_zero_empty_rows(_swap(out), keeps))
+    out = _swap(out)
+    return out if dtype == DType.float32 else ops.cast(out, dtype)
+
+
+def _bias(
+    mask: TensorValue | None, causal: bool, scores: list[Dim], dtype: DType
+) -> tuple[TensorValue, TensorValue | None]:
+    """(additive mask, bool of the keys a row keeps or None when every row keeps some)."""
+    device = mask.device if mask is not None else DeviceRef.CPU()
+    if mask is None:
+        keep = reshape(diagonal_mask(scores[2], scores[3], 0, device), [1, 1, *scores[2:]])
+        return _additive(keep, dtype), None
+    if causal:
+        lower = reshape(diagonal_mask(scores[2], scores[3], 0, device), [1, 1, *scores[2:]])
+        if mask.dtype == DType.bool:
+            mask = ops.logical_and(mask, lower)
+        else:
+            mask = ops.cast(mask, dtype) + _additive(lower, dtype)
+    if mask.dtype == DType.bool:
+        return _additive(mask, dtype), mask
+    mask = ops.cast(mask, dtype)
+    return mask, mask > ops.constant(-math.inf, dtype, device=device)
+
+
+def _additive(keep: TensorValue, dtype: DType) -> TensorValue:
+    zero, minus = (ops.constant(c, dtype, device=keep.device) for c in (0.0, -math.inf))
+    return ops.where(keep, zero, minus)
+
+
+def _zero_empty_rows(out: TensorValue, keeps: TensorValue | None) -> TensorValue:
+    """Zeros where no key is kept (out and keeps are (B, H, L, .) or broadcast to it)."""
+    if keeps is None:
+        return out
+    some = ops.max(ops.cast(keeps, DType.float32), axis=-1) > 0.0
+    return ops.where(some, out, ops.constant(0.0, out.dtype, device=out.device))
+
+
+def composed_attention(
+    q: TensorValue,
+    k: TensorValue,
+    v: TensorValue,
+    mask: TensorValue | None,
+    causal: bool,
+    scale: float,
+) -> TensorValue:
+    """Matmul, softmax, matmul: any dtype, mask and head width, in the accumulation dtype."""
+    wide = accumulation_dtype(q.dtype)
+    scores = ops.cast(matmul(q, permute(k, [0, 1, 3, 2])), wide) * scale
+    keeps = None
+    if mask is not None or causal:
+        if mask is None:
+            lower = diagonal_mask(scores.shape[2], scores.shape[3], 0, q.device)
+            bias = _additive(reshape(lower, [1, 1, *lower.shape]), wide)
+        else:
+            bias, keeps = _bias(mask, causal, list(scores.shape), wide)
+        scores = scores + bias
+    weights = softmax(scores, -1)
+    out = matmul(ops.cast(weights, q.dtype), v)
+    return _zero_empty_rows(out, keeps)

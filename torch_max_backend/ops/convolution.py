@@ -1,0 +1,191 @@
+"""Convolutions over (N, C, *spatial): MAX computes them channels-last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from max.graph import Dim, TensorValue, ops
+
+from torch_max_backend.context import expected_shape
+from torch_max_backend.dims import IntLike, static
+from torch_max_backend.ops.matmul import matmul
+from torch_max_backend.ops.shape import permute, reshape, slice_axis
+from torch_max_backend.promotion import accumulation_dtype
+
+
+def convolution(
+    x: TensorValue,
+    weight: TensorValue,
+    bias: TensorValue | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> TensorValue:
+    """aten.convolution in 1 to 3 dimensions; half precision accumulates in float32."""
+    rank = x.rank - 2
+    kernel = [int(k) for k in list(weight.shape)[2:]]
+    # lists of one element stand for every axis
+    stride, padding, dilation, output_padding = (
+        list(values) * (rank if len(values) == 1 else 1)
+        for values in (stride, padding, dilation, output_padding)
+    )
+    patches = kernel == stride and not any(padding) and groups == 1 and set(dilation) == {1}
+    if patches and not transposed:
+        return _patch_embedding(x, weight, bias, kernel)
+    if patches and not any(output_padding):
+        return _unpatch(x, weight, bias, kernel)
+    if transposed:
+        return _transposed(x, weight, bias, stride, padding, dilation, output_padding, groups)
+    return _direct(x, weight, bias, stride, [(p, p) for p in padding], dilation, groups)
+
+
+def _patch_embedding(
+    x: TensorValue, weight: TensorValue, bias: TensorValue | None, kernel: Sequence[int]
+) -> TensorValue:
+    """Patches that do not overlap: one reshape and one matmul."""
+    rank = len(kernel)
+    batch, channels = x.shape[0], x.shape[1]
+    grid = expected_shape()[2:]
+    for axis, (count, size) in enumerate(zip(grid, kernel, strict=True)):
+        covered = count * size
+        if covered != x.shape[axis + 2]:  # the rest of a floored division is dropped
+            x = slice_axis(x, axis + 2, 0, covered, 1, covered)
+    split: list[IntLike] = [batch, channels]
+    for count, size in zip(grid, kernel, strict=True):
+        split += [count, size]
+    x = reshape(x, split)  # (N, C, h, kh, w, kw)
+    counts = [2 + 2 * i for i in range(rank)]
+    x = permute(x, [0, *counts, 1, *[c + 1 for c in counts]])  # (N, h, w, C, kh, kw)
+    features = int(channels)
+    for size in kernel:
+        features *= size
+    out_channels = weight.shape[0]
+    x = reshape(x, [-1, features])
+    out = matmul(x, permute(reshape(weight, [out_channels, features]), [1, 0]))
+    if bias is not None:
+        out = out + bias
+    out = reshape(out, [batch, *grid, out_channels])
+    return permute(out, [0, rank + 1, *range(1, rank + 1)])
+
+
+def _unpatch(
+    x: TensorValue, weight: TensorValue, bias: TensorValue | None, kernel: Sequence[int]
+) -> TensorValue:
+    """A transposed convolution whose kernel equals its stride: one matmul, then the pixels."""
+    rank = len(kernel)
+    batch, channels, *grid = x.shape
+    out_channels = int(weight.shape[1])
+    x = permute(x, [0, *range(2, rank + 2), 1])  # (N, h, w, C)
+    out = matmul(reshape(x, [-1, channels]), reshape(weight, [channels, -1]))
+    out = reshape(out, [batch, *grid, out_channels, *kernel])  # (N, h, w, O, kh, kw)
+    order = [0, rank + 1]
+    for i in range(rank):
+        order += [1 + i, rank + 2 + i]
+    out = permute(out, order)  # (N, O, h, kh, w, kw)
+    out = reshape(out, [batch, out_channels, *[n * k for n, k in zip(grid, kernel, strict=True)]])
+    return _add_bias(out, bias)
+
+
+def _add_bias(out: TensorValue, bias: TensorValue | None) -> TensorValue:
+    if bias is None:
+        return out
+    return out + reshape(bias, [1, bias.shape[0]] + [1] * (out.rank - 2))
+
+
+def _direct(
+    x: TensorValue,
+    weight: TensorValue,
+    bias: TensorValue | None,
+    stride: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+    groups: int,
+) -> TensorValue:
+    """MAX's direct convolution; one dimension is two with a height of 1."""
+    rank = x.rank - 2
+    dtype = x.dtype
+    wide = accumulation_dtype(dtype)
+    x, weight = ops.cast(x, wide), ops.cast(weight, wide)
+    if rank == 1:
+        x = reshape(x, [x.shape[0], x.shape[1], 1, x.shape[2]])
+        weight = reshape(weight, [weight.shape[0], weight.shape[1], 1, weight.shape[2]])
+        stride, dilation, padding = [1, *stride], [1, *dilation], [(0, 0), *padding]
+    spatial = len(stride)
+    x = permute(x, [0, *range(2, spatial + 2), 1])
+    weight = permute(weight, [*range(2, spatial + 2), 1, 0])  # (k..., C / groups, O)
+    pads = tuple(p for pair in padding for p in pair)
+    run = ops.conv3d if spatial == 3 else ops.conv2d
+    out = run(x, weight, tuple(stride), tuple(dilation), pads, groups)  # type: ignore[arg-type]
+    out = permute(out, [0, spatial + 1, *range(1, spatial + 1)])
+    if rank == 1:
+        out = reshape(out, [out.shape[0], out.shape[1], out.shape[3]])
+    if bias is not None:
+        out = _add_bias(out, ops.cast(bias, wide))
+    return ops.cast(out, dtype)
+
+
+def _transposed(
+    x: TensorValue,
+    weight: TensorValue,
+    bias: TensorValue | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int,
+) -> TensorValue:
+    """The gradient of a convolution: zeros between the samples, then the flipped kernel."""
+    rank = x.rank - 2
+    kernel = [int(k) for k in list(weight.shape)[2:]]
+    for i in range(rank):
+        x = _insert_zeros(x, 2 + i, stride[i])
+    pads = []
+    for i in range(rank):
+        reach = dilation[i] * (kernel[i] - 1)
+        before, after = reach - padding[i], reach - padding[i] + output_padding[i]
+        x, before, after = _crop(x, 2 + i, before, after)
+        pads.append((before, after))
+    in_channels, per_group = int(weight.shape[0]), int(weight.shape[1])
+    # (C, O / groups, k...) -> (O, C / groups, k...), flipped
+    weight = reshape(weight, [groups, in_channels // groups, per_group, *kernel])
+    weight = permute(weight, [0, 2, 1, *range(3, rank + 3)])
+    weight = reshape(weight, [groups * per_group, in_channels // groups, *kernel])
+    weight = _flip(weight, range(2, rank + 2))
+    return _direct(x, weight, bias, [1] * rank, pads, dilation, groups)
+
+
+def _flip(x: TensorValue, axes: Sequence[int]) -> TensorValue:
+    """Reverses short static axes, a slice an element."""
+    for axis in axes:
+        n = static(x.shape[axis])
+        assert n is not None
+        pieces = [slice_axis(x, axis, i, i + 1, 1, 1) for i in reversed(range(n))]
+        x = pieces[0] if n == 1 else ops.concat(pieces, axis)
+    return x
+
+
+def _insert_zeros(x: TensorValue, axis: int, step: int) -> TensorValue:
+    """step - 1 zeros between neighbours along an axis."""
+    if step == 1:
+        return x
+    shape = list(x.shape)
+    size = shape[axis]
+    x = reshape(x, [*shape[: axis + 1], 1, *shape[axis + 1 :]])
+    paddings = [0] * (2 * x.rank)
+    paddings[2 * (axis + 1) + 1] = step - 1
+    x = ops.pad(x, paddings)
+    x = reshape(x, [*shape[:axis], size * step, *shape[axis + 1 :]])
+    length: Dim = size * step - (step - 1)
+    return slice_axis(x, axis, 0, length, 1, length)
+
+
+def _crop(x: TensorValue, axis: int, before: int, after: int) -> tuple[TensorValue, int, int]:
+    """Negative padding cuts; returns what is left to pad."""
+    cut_before, cut_after = max(0, -before), max(0, -after)
+    if cut_before or cut_after:
+        length = x.shape[axis] - (cut_before + cut_after)
+        x = slice_axis(x, axis, cut_before, length + cut_before, 1, length)
+    return x, max(0, before), max(0, after)

@@ -1,0 +1,102 @@
+"""Gathers, scatters and advanced indexing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from max.dtype import DType
+from max.graph import Dim, TensorValue, ops
+
+from torch_max_backend.context import expected_shape
+from torch_max_backend.dims import dim_value
+from torch_max_backend.ops.shape import broadcast, normalize_dim, permute, reshape
+
+
+def as_index(index: TensorValue, size: Dim) -> TensorValue:
+    """int64 indices with the negative ones counted from the end."""
+    index = index if index.dtype == DType.int64 else ops.cast(index, DType.int64)
+    length = dim_value(size).to(index.device)
+    return ops.where(index < 0, index + length, index)
+
+
+def index_tensor(x: TensorValue, indices: Sequence[TensorValue | None]) -> TensorValue:
+    """``x[indices]`` with integer tensors; None keeps an axis whole (NumPy's rules).
+
+    The axes of the broadcast indices stand where the indexed axes stood when these are adjacent,
+    else in front.
+    """
+    axes = [axis for axis, index in enumerate(indices) if index is not None]
+    chosen = [as_index(indices[axis], x.shape[axis]) for axis in axes]  # type: ignore[arg-type]
+    if len(axes) == 1:
+        return ops.gather(x, chosen[0], axes[0])
+    rest = [axis for axis in range(x.rank) if axis not in axes]
+    rank = max(index.rank for index in chosen)
+    adjacent = axes == list(range(axes[0], axes[0] + len(axes)))
+    place = axes[0] if adjacent else 0
+    shape = expected_shape()[place : place + rank]
+    stacked = ops.stack([broadcast(index, shape) for index in chosen], axis=-1)
+    out = ops.gather_nd(permute(x, [*axes, *rest]), stacked)
+    order = [*range(rank, rank + place), *range(rank), *range(rank + place, out.rank)]
+    return permute(out, order)
+
+
+def gather(x: TensorValue, dim: int, index: TensorValue) -> TensorValue:
+    """``out[i][j] = x[index[i][j]][j]`` along an axis; index may be smaller in the others."""
+    if not x.rank:
+        return broadcast(x, list(index.shape))
+    axis = normalize_dim(dim, x.rank)
+    return ops.gather_nd(x, _coordinates(x, axis, index))
+
+
+def _coordinates(x: TensorValue, axis: int, index: TensorValue) -> TensorValue:
+    """(*index.shape, rank): where each element of ``index`` points in ``x``."""
+    from torch_max_backend.ops.shape import iota
+
+    shape = list(index.shape)
+    columns = []
+    for i, size in enumerate(shape):
+        if i == axis:
+            columns.append(as_index(index, x.shape[axis]))
+        else:
+            steps = iota(size, x.device)
+            line: list = [1] * len(shape)
+            line[i] = size
+            columns.append(broadcast(reshape(steps, line), shape))
+    return ops.stack(columns, axis=-1)
+
+
+def scatter(
+    x: TensorValue, dim: int, index: TensorValue, source: TensorValue, *, add: bool
+) -> TensorValue:
+    """``x`` with ``source`` written (or added) at ``x[index[i][j]][j]``."""
+    axis = normalize_dim(dim, x.rank)
+    write = ops.scatter_nd_add if add else ops.scatter_nd
+    return write(x, source, _coordinates(x, axis, index))
+
+
+def index_put(
+    x: TensorValue,
+    indices: Sequence[TensorValue | None],
+    values: TensorValue,
+    accumulate: bool,
+) -> TensorValue:
+    """``x[indices] = values`` (or ``+=``) with integer tensors."""
+    axes = [axis for axis, index in enumerate(indices) if index is not None]
+    rest = [axis for axis in range(x.rank) if axis not in axes]
+    chosen = [as_index(indices[axis], x.shape[axis]) for axis in axes]  # type: ignore[arg-type]
+    rank = max(index.rank for index in chosen)
+    widest = [Dim(1)] * rank
+    for index in chosen:
+        for i, size in enumerate(reversed(list(index.shape))):
+            if size != Dim(1):
+                widest[rank - 1 - i] = size
+    stacked = ops.stack([broadcast(index, widest) for index in chosen], axis=-1)
+    adjacent = axes == list(range(axes[0], axes[0] + len(axes)))
+    place = axes[0] if adjacent else 0
+    kept = [x.shape[axis] for axis in rest]
+    full = broadcast(values, [*kept[:place], *widest, *kept[place:]])
+    to_front = [*range(place, place + rank), *range(place), *range(place + rank, full.rank)]
+    order = [*axes, *rest]
+    write = ops.scatter_nd_add if accumulate else ops.scatter_nd
+    out = write(permute(x, order), permute(full, to_front), stacked)
+    return permute(out, sorted(range(x.rank), key=order.__getitem__))

@@ -1,0 +1,100 @@
+"""Reductions over one axis that is kept with size 1, and what is built from them."""
+
+from __future__ import annotations
+
+from max.dtype import DType
+from max.graph import TensorValue, ops
+
+from torch_max_backend.dims import static
+from torch_max_backend.ops.elementwise import constant
+from torch_max_backend.ops.shape import broadcast, drop_axes, normalize_dim, reshape
+
+
+def _is_empty(x: TensorValue) -> bool:
+    return any(static(size) == 0 for size in x.shape)
+
+
+def _filled(x: TensorValue, axis: int, value: float) -> TensorValue:
+    shape = [1 if i == axis else d for i, d in enumerate(x.shape)]
+    return broadcast(constant(value, x), shape)
+
+
+def sum_axis(x: TensorValue, axis: int) -> TensorValue:
+    """Sum; 0 over nothing."""
+    return _filled(x, axis, 0) if _is_empty(x) else ops.sum(x, axis)
+
+
+def mean_axis(x: TensorValue, axis: int) -> TensorValue:
+    """Mean; NaN over nothing."""
+    return _filled(x, axis, float("nan")) if _is_empty(x) else ops.mean(x, axis)
+
+
+def prod_axis(x: TensorValue, axis: int) -> TensorValue:
+    """Product; 1 over nothing."""
+    return _filled(x, axis, 1) if _is_empty(x) else ops.prod(x, axis)
+
+
+def max_axis(x: TensorValue, axis: int) -> TensorValue:
+    """Maximum; NaN wins (MAX ignores it)."""
+    return _extreme(x, axis, ops.max)
+
+
+def min_axis(x: TensorValue, axis: int) -> TensorValue:
+    """Minimum; NaN wins."""
+    return _extreme(x, axis, ops.min)
+
+
+def _extreme(x: TensorValue, axis: int, reduce) -> TensorValue:
+    if x.dtype == DType.bool:
+        return ops.cast(reduce(ops.cast(x, DType.int32), axis=axis), DType.bool)
+    found = reduce(x, axis=axis)
+    if not x.dtype.is_float():
+        return found
+    nan = ops.max(ops.cast(ops.is_nan(x), DType.float32), axis=axis) > 0.0
+    return ops.where(nan, constant(float("nan"), x), found)
+
+
+def any_axis(x: TensorValue, axis: int) -> TensorValue:
+    """Whether one is True."""
+    if _is_empty(x):
+        return ops.cast(_filled(ops.cast(x, DType.int32), axis, 0), DType.bool)
+    return ops.max(ops.cast(x, DType.int32), axis=axis) > 0
+
+
+def all_axis(x: TensorValue, axis: int) -> TensorValue:
+    """Whether all are True."""
+    if _is_empty(x):
+        return ops.cast(_filled(ops.cast(x, DType.int32), axis, 1), DType.bool)
+    return ops.min(ops.cast(x, DType.int32), axis=axis) > 0
+
+
+def arg_extreme(
+    x: TensorValue, dim: int | None, keepdim: bool, *, largest: bool
+) -> TensorValue:
+    """int64 index of the first maximum or minimum; the first NaN wins."""
+    if not x.rank:
+        return ops.cast(x * constant(0, x), DType.int64) if not x.dtype.is_float() else ops.cast(
+            ops.where(ops.is_nan(x), constant(0, x), constant(0, x)), DType.int64
+        )
+    rank = x.rank
+    if dim is None:
+        x = reshape(x, [-1])
+    axis = normalize_dim(dim or 0, x.rank)
+    if x.dtype == DType.bool:
+        x = ops.cast(x, DType.int32)
+    find = ops.argmax if largest else ops.argmin
+    index = ops.cast(find(x, axis), DType.int64)
+    if x.dtype.is_float():
+        nan = ops.cast(ops.is_nan(x), DType.int32)
+        first = ops.cast(ops.argmax(nan, axis), DType.int64)
+        index = ops.where(ops.max(nan, axis=axis) > 0, first, index)
+    if dim is None:
+        return reshape(index, [1] * rank if keepdim else [])
+    return index if keepdim else drop_axes(index, [axis])
+
+
+def logsumexp(x: TensorValue, axis: int) -> TensorValue:
+    """log(sum(exp(x))) shifted by the maximum; infinite maxima stay finite shifts."""
+    peak = max_axis(x, axis)
+    shift = ops.where(ops.is_inf(peak), constant(0, peak), peak)
+    return ops.log(ops.sum(ops.exp(x - shift), axis)) + shift

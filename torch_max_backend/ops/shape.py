@@ -1,0 +1,276 @@
+"""Axes, reshapes, slices: bodies that move data and compute nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from max.dtype import DType
+from max.graph import DeviceRef, Dim, StaticDim, TensorValue, ops
+
+from torch_max_backend.context import expected_shape
+from torch_max_backend.dims import IntLike, dim_value, static
+from torch_max_backend.promotion import as_tensor
+
+_NO_LIMIT = 1 << 62
+
+
+def normalize_dim(dim: int, rank: int) -> int:
+    """A non-negative axis; a 0-d tensor has the one axis 0, as torch counts."""
+    return dim % max(rank, 1)
+
+
+def normalize_dims(dims: int | Sequence[int] | None, rank: int) -> list[int]:
+    """Sorted axes; None or an empty list = all."""
+    if isinstance(dims, int):
+        dims = [dims]
+    if not rank:
+        return []
+    return sorted(d % rank for d in dims) if dims else list(range(rank))
+
+
+def drop_axes(x: TensorValue, dims: Sequence[int]) -> TensorValue:
+    """Removes axes of size 1."""
+    return ops.reshape(x, [d for i, d in enumerate(x.shape) if i not in dims])
+
+
+def view(x: TensorValue) -> TensorValue:
+    """Reshapes to the shape that torch computed for this node."""
+    return reshape(x, expected_shape())
+
+
+def reshape(x: TensorValue, shape: Sequence[IntLike]) -> TensorValue:
+    """Reshapes; a -1 takes what is left.
+
+    MAX proves that the element counts agree by the form of their products; where the forms differ
+    (an interpolated grid h * w against its tokens) one symbolic axis is left for it to compute.
+    """
+    target = [Dim(d) for d in shape]
+    try:
+        return ops.reshape(x, target)
+    except ValueError:
+        symbolic = [i for i, d in enumerate(target) if not isinstance(d, StaticDim)]
+        if not symbolic:
+            raise
+        left = symbolic[-1]
+        partial: list[IntLike] = [-1 if i == left else d for i, d in enumerate(target)]
+        return ops.rebind(ops.reshape(x, partial), target, "a reshape changes the element count")
+
+
+def expand(x: TensorValue) -> TensorValue:
+    """Broadcasts to the shape that torch computed for this node."""
+    return broadcast(x, expected_shape())
+
+
+def broadcast(x: TensorValue, shape: Sequence[IntLike]) -> TensorValue:
+    """Broadcasts to a shape; leading axes are added."""
+    target = [Dim(d) for d in shape]
+    return x if list(x.shape) == target else ops.broadcast_to(x, target)
+
+
+def permute(x: TensorValue, dims: Sequence[int]) -> TensorValue:
+    """Permutes the axes; the identity costs nothing."""
+    order = [d % x.rank for d in dims] if x.rank else []
+    return x if order == list(range(x.rank)) else ops.permute(x, order)
+
+
+def slice_axis(
+    x: TensorValue,
+    axis: int,
+    start: IntLike | TensorValue | None,
+    stop: IntLike | TensorValue | None,
+    step: int,
+    size: IntLike,
+) -> TensorValue:
+    """``x[..., start:stop:step, ...]`` along one axis with torch's clamping.
+
+    ``size`` is the size of the result along the axis.
+    """
+    length = x.shape[axis]
+    if Dim(size) == length and step == 1:
+        return x  # a slice that keeps every element
+    n = static(length)
+    if n is not None and all(b is None or isinstance(b, int) for b in (start, stop)):
+        first, last, _ = slice(start, stop).indices(n)  # type: ignore[misc]
+        bounds: slice = slice(first, max(first, last), step)
+    else:
+        first_value = _bound(start, length, 0)
+        last_value = _bound(stop, length, None)
+        bounds = slice(first_value, ops.max(last_value, first_value), step)
+    before: list = [slice(None)] * axis
+    after: list = [slice(None)] * (x.rank - axis - 1)
+    if n is not None and isinstance(bounds.start, int):
+        return ops.slice_tensor(x, [*before, bounds, *after])
+    return ops.slice_tensor(x, [*before, (bounds, Dim(size)), *after])
+
+
+def _bound(
+    bound: IntLike | TensorValue | None, length: Dim, default: int | None
+) -> TensorValue:
+    """A slice bound as a value in [0, length]."""
+    whole = dim_value(length)
+    if bound is None:
+        return whole if default is None else dim_value(default)
+    if isinstance(bound, int):
+        if bound >= _NO_LIMIT:
+            return whole
+        value = whole + bound if bound < 0 else dim_value(bound)
+    else:
+        value = bound if isinstance(bound, TensorValue) else dim_value(bound)
+        value = ops.where(value < 0, value + whole, value)
+    return ops.min(ops.max(value, dim_value(0)), whole)
+
+
+def select(x: TensorValue, dim: int, index: IntLike | TensorValue) -> TensorValue:
+    """``x.select(dim, index)``."""
+    axis = normalize_dim(dim, x.rank)
+    length = static(x.shape[axis])
+    if isinstance(index, int) and (length is not None or index >= 0):
+        at = index % length if length is not None else index
+        one = ops.slice_tensor(
+            x, [slice(None)] * axis + [slice(at, at + 1)] + [slice(None)] * (x.rank - axis - 1)
+        ) if length is not None else slice_axis(x, axis, at, at + 1, 1, 1)
+        return drop_axes(one, [axis])
+    value = index if isinstance(index, TensorValue) else dim_value(index)
+    whole = dim_value(x.shape[axis])
+    value = ops.where(value < 0, value + whole, value)
+    return drop_axes(ops.gather(x, ops.reshape(value, [1]), axis), [axis])
+
+
+def split(x: TensorValue, sizes: Sequence[IntLike], dim: int) -> list[TensorValue]:
+    """Consecutive pieces of the given sizes."""
+    axis = normalize_dim(dim, x.rank)
+    counts = [static(size) for size in sizes]
+    if None not in counts and static(x.shape[axis]) is not None and len(counts) > 1:
+        return list(ops.split(x, [c for c in counts if c is not None], axis))
+    pieces: list[TensorValue] = []
+    start: IntLike = 0
+    for size in sizes:
+        pieces.append(slice_axis(x, axis, start, start + size, 1, size))
+        start = start + size
+    return pieces
+
+
+def concat(tensors: Sequence[TensorValue], dim: int) -> TensorValue:
+    """Concatenates; empty 1-d tensors are skipped, as torch has done since its first release."""
+    kept = [t for t in tensors if not (t.rank == 1 and static(t.shape[0]) == 0)]
+    if not kept:
+        return tensors[0]
+    return kept[0] if len(kept) == 1 else ops.concat(kept, normalize_dim(dim, kept[0].rank))
+
+
+def roll(x: TensorValue, shifts: Sequence[IntLike], dims: Sequence[int]) -> TensorValue:
+    """Rolls elements along axes; without axes, of the flattened tensor."""
+    if not dims:
+        flat = reshape(x, [-1])
+        return reshape(roll(flat, shifts, [0]), list(x.shape))
+    for shift, dim in zip(shifts, dims, strict=True):
+        axis = normalize_dim(dim, x.rank)
+        size = x.shape[axis]
+        n = static(size)
+        if n == 0:
+            continue
+        if n is not None and isinstance(shift, int):
+            cut: IntLike = (-shift) % n
+            if cut == 0:
+                continue
+        else:
+            cut = -shift if isinstance(shift, int) and shift < 0 else size - shift
+        head = slice_axis(x, axis, 0, cut, 1, cut)
+        tail = slice_axis(x, axis, cut, None, 1, size - cut)
+        x = ops.rebind(ops.concat([tail, head], axis), list(x.shape))
+    return x
+
+
+def flip(x: TensorValue, dims: Sequence[int]) -> TensorValue:
+    """Reverses axes (MAX slices take no negative step)."""
+    for axis in normalize_dims(list(dims), x.rank) if dims else []:
+        size = x.shape[axis]
+        last = dim_value(size) - 1
+        steps = ops.range(
+            dim_value(0), dim_value(size), dim_value(1), out_dim=size,
+            dtype=DType.int64, device=last.device,
+        )
+        index = last - steps
+        x = ops.gather(x, index if x.device.is_cpu() else index.to(x.device), axis)
+    return x
+
+
+def diagonal_mask(rows: Dim, columns: Dim, diagonal: int, device) -> TensorValue:
+    """Bool (rows, columns): True where column - row <= diagonal, the lower triangle."""
+    i = iota(rows, device).reshape([rows, 1])
+    j = iota(columns, device).reshape([1, columns])
+    return j - i <= ops.constant(diagonal, DType.int64, device=device)
+
+
+def iota(size: IntLike, device) -> TensorValue:
+    """int64 0, 1, ..., size - 1."""
+    values = ops.range(
+        dim_value(0), dim_value(size), dim_value(1), out_dim=Dim(size),
+        dtype=DType.int64, device=dim_value(0).device,
+    )
+    return values if device.is_cpu() else values.to(device)
+
+
+def pad_constant(x: TensorValue, pad: Sequence[IntLike], value: object) -> TensorValue:
+    """Pads (or, where negative, cuts) the last axes; ``pad`` lists pairs from the last axis on."""
+    shape = list(x.shape)
+    paddings = [0] * (2 * x.rank)
+    for i in range(len(pad) // 2):
+        axis = x.rank - 1 - i
+        before, after = static(pad[2 * i]), static(pad[2 * i + 1])
+        if before is None or after is None:
+            raise NotImplementedError("padding by a symbolic size; make that size static")
+        if before < 0 or after < 0:
+            length = x.shape[axis] + min(before, 0) + min(after, 0)
+            first = max(-before, 0)
+            x = slice_axis(x, axis, first, length + first, 1, length)
+        paddings[2 * axis], paddings[2 * axis + 1] = max(before, 0), max(after, 0)
+    if not any(paddings):
+        return x
+    fill = as_tensor(value, x.dtype, DeviceRef.CPU())  # type: ignore[arg-type]
+    if x.dtype == DType.bool:
+        return ops.cast(ops.pad(ops.cast(x, DType.uint8), paddings, value=ops.cast(fill, DType.uint8)), DType.bool)
+    if any(static(d) == 0 for d in shape):
+        return broadcast(as_tensor(value, x.dtype, x.device), expected_shape())  # type: ignore[arg-type]
+    return ops.pad(x, paddings, value=fill)
+
+
+def repeat(x: TensorValue, repeats: Sequence[IntLike]) -> TensorValue:
+    """Tiles; leading axes are added."""
+    shape: list[IntLike] = [*([1] * (len(repeats) - x.rank)), *x.shape]
+    split = [d for size in shape for d in (1, size)]
+    wide = [d for count, size in zip(repeats, shape, strict=True) for d in (count, size)]
+    out = broadcast(reshape(x, split), wide)
+    return reshape(out, [Dim(c) * Dim(s) for c, s in zip(repeats, shape, strict=True)])
+
+
+def triangle(x: TensorValue, diagonal: IntLike, *, lower: bool) -> TensorValue:
+    """The lower or upper triangle of the last two axes, zeros elsewhere."""
+    offset = static(diagonal)
+    if offset is None:
+        raise NotImplementedError("a symbolic diagonal; make it static")
+    rows, columns = x.shape[-2], x.shape[-1]
+    keep = diagonal_mask(rows, columns, offset if lower else offset - 1, x.device)
+    zero = as_tensor(0, x.dtype, x.device)
+    return ops.where(keep, x, zero) if lower else ops.where(keep, zero, x)
+
+
+def crop_to(x: TensorValue, other: TensorValue) -> TensorValue:
+    """The leading part of x that has the shape of other."""
+    for axis, size in enumerate(other.shape):
+        x = slice_axis(x, axis, 0, size, 1, size)
+    return x
+
+
+def write_slice(
+    x: TensorValue, source: TensorValue, axis: int, start: IntLike, step: int, count: IntLike
+) -> TensorValue:
+    """x with ``source`` in place of ``x[start : start + count * step : step]`` along an axis."""
+    length = dim_value(x.shape[axis])
+    first = dim_value(start) if not (isinstance(start, int) and start < 0) else length + start
+    first = ops.min(first, length).to(x.device)
+    positions = iota(count, x.device) * as_tensor(step, DType.int64, x.device) + first
+    order = [axis, *[i for i in range(x.rank) if i != axis]]
+    index = reshape(positions, [count, 1])
+    out = ops.scatter_nd(permute(x, order), permute(source, order), index)
+    return permute(out, sorted(range(x.rank), key=order.__getitem__))

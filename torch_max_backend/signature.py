@@ -1,0 +1,272 @@
+"""What goes in and out of a compiled graph: how arguments are bound and results are made.
+
+Derived from an AOTAutograd graph alone, without a MAX graph, so that a graph found in the cache
+needs no building. All of it is plain data and picklable but for the FX nodes it points at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from max.dtype import DType
+from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
+from torch.fx import GraphModule, Node
+from torch.utils._sympy.value_ranges import ValueRanges
+
+from torch_max_backend.accelerators import to_device_ref
+from torch_max_backend.dims import expression, to_dim
+from torch_max_backend.dtypes import to_max
+from torch_max_backend.errors import MaxBackendError
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """One input of the MAX graph.
+
+    Args:
+        argument: the position in the arguments of the call.
+        kind: ``"tensor"``; ``"size"``, an int >= 0 passed as an empty (n, 0) tensor that binds a
+            dimension; ``"number"``, an int or float passed as a 0-d int64 or float64 tensor.
+        type: its MAX type.
+        node: the placeholder of a tensor.
+        symbol: the name of the symbol that a number stands for.
+    """
+
+    argument: int
+    kind: str
+    type: TensorType
+    node: Node | None = None
+    symbol: str | None = None
+
+
+@dataclass(frozen=True)
+class TensorOutput:
+    """A result computed by the graph.
+
+    The graph returns it dense, in the order of its strides and with expanded axes cut to one;
+    ``shape`` and ``stride`` (evaluated per call where symbolic) describe what the caller sees.
+    ``order`` lists the axes from the outermost stride to the innermost; None asks for a copy into
+    the exact strides, which no dense buffer has.
+    """
+
+    node: Node
+    shape: tuple[Any, ...]
+    stride: tuple[Any, ...]
+    order: tuple[int, ...] | None
+    expanded: tuple[int, ...]
+
+    def arrange(self, value: TensorValue) -> TensorValue:
+        """Inside the graph: cut expanded axes, put the axes in memory order."""
+        if self.expanded:
+            value = value[
+                tuple(slice(0, 1) if i in self.expanded else slice(None) for i in range(value.rank))
+            ]
+        if self.order is not None and list(self.order) != sorted(self.order):
+            value = ops.permute(value, list(self.order))
+        return value
+
+
+@dataclass(frozen=True)
+class ArgumentOutput:
+    """A result that is an argument of the call, returned as it came."""
+
+    argument: int
+
+
+@dataclass(frozen=True)
+class RepeatedOutput:
+    """A result that stands at an earlier place too: the same tensor object is returned."""
+
+    place: int
+
+
+@dataclass(frozen=True)
+class NumberOutput:
+    """An int or float computed from the sizes: a constant or a function of the symbols."""
+
+    value: Any
+
+
+Output = TensorOutput | ArgumentOutput | RepeatedOutput | NumberOutput | None
+
+
+@dataclass
+class GraphSignature:
+    """Inputs, outputs, and where each size symbol is read: (argument, axis) or (argument, None)."""
+
+    inputs: list[GraphInput] = field(default_factory=list)
+    outputs: list[Output] = field(default_factory=list)
+    symbols: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+
+    def input_types(self) -> list[TensorType]:
+        return [bound.type for bound in self.inputs]
+
+
+def read_signature(gm: GraphModule) -> GraphSignature:
+    """The signature of an AOTAutograd graph.
+
+    Raises:
+        MaxBackendError: an argument or a result is neither a tensor, a number nor None.
+    """
+    signature = GraphSignature()
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    bound_by_tensor = _add_tensors(signature, placeholders)
+    _add_numbers(signature, placeholders, bound_by_tensor)
+    _add_outputs(signature, gm, placeholders)
+    return signature
+
+
+def _add_tensors(signature: GraphSignature, placeholders: Sequence[Node]) -> set[str]:
+    """Adds the tensors that are used; returns the symbols that their shapes bind."""
+    bound: set[str] = set()
+    for position, node in enumerate(placeholders):
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            continue
+        for axis, size in enumerate(value.shape):
+            expr = expression(size)
+            if isinstance(expr, sympy.Symbol):
+                signature.symbols.setdefault(expr.name, (position, axis))
+        if not any(user.op != "output" for user in node.users):
+            continue
+        shape: list[Dim] = []
+        for axis, size in enumerate(value.shape):
+            dim = to_dim(size)
+            if isinstance(expression(size), sympy.Symbol):
+                bound.add(expression(size).name)
+            elif not isinstance(expression(size), sympy.Integer):
+                dim = Dim(f"input{position}_axis{axis}")
+            shape.append(dim)
+        kind = TensorType(to_max(value.dtype), shape, to_device_ref(value.device))
+        signature.inputs.append(GraphInput(position, "tensor", kind, node=node))
+    return bound
+
+
+def _add_numbers(
+    signature: GraphSignature, placeholders: Sequence[Node], bound_by_tensor: set[str]
+) -> None:
+    for position, node in enumerate(placeholders):
+        value = node.meta.get("val")
+        if not isinstance(value, torch.SymInt | torch.SymFloat):
+            continue
+        expr = value.node.expr
+        if not isinstance(expr, sympy.Symbol):
+            continue
+        signature.symbols.setdefault(expr.name, (position, None))
+        if expr.name in bound_by_tensor:
+            continue
+        if isinstance(value, torch.SymInt) and _never_negative(value):
+            kind = TensorType(DType.bool, (expr.name, 0), DeviceRef.CPU())
+            signature.inputs.append(GraphInput(position, "size", kind))
+        else:
+            dtype = DType.int64 if isinstance(value, torch.SymInt) else DType.float64
+            kind = TensorType(dtype, (), DeviceRef.CPU())
+            signature.inputs.append(GraphInput(position, "number", kind, symbol=expr.name))
+
+
+def _never_negative(value: torch.SymInt) -> bool:
+    node = value.node
+    bounds: ValueRanges = node.shape_env.bound_sympy(node.expr)
+    return bool(bounds.lower >= 0)
+
+
+def _add_outputs(
+    signature: GraphSignature, gm: GraphModule, placeholders: Sequence[Node]
+) -> None:
+    (results,) = gm.graph.find_nodes(op="output")[0].args
+    places: dict[Node, int] = {}
+    for place, result in enumerate(results):
+        if isinstance(result, Node) and places.setdefault(result, place) != place:
+            signature.outputs.append(RepeatedOutput(places[result]))
+        elif result is None or not isinstance(result, Node):
+            signature.outputs.append(None if result is None else NumberOutput(result))
+        elif result.op == "placeholder":
+            signature.outputs.append(ArgumentOutput(placeholders.index(result)))
+        elif isinstance(result.meta.get("val"), torch.Tensor):
+            signature.outputs.append(_tensor_output(result))
+        elif isinstance(result.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool):
+            signature.outputs.append(NumberOutput(result.meta["val"].node.expr))
+        elif isinstance(result.meta.get("val"), int | float | bool):
+            signature.outputs.append(NumberOutput(result.meta["val"]))
+        else:
+            raise MaxBackendError(
+                f"a graph returns tensors, numbers and None; {result.name} is "
+                f"{type(result.meta.get('val')).__name__}"
+            )
+
+
+def _tensor_output(node: Node) -> TensorOutput:
+    value = node.meta["val"]
+    shape = tuple(expression(size) for size in value.shape)
+    stride = tuple(expression(step) for step in value.stride())
+    expanded = tuple(i for i, step in enumerate(stride) if step == 0 and shape[i] not in (0, 1))
+    order = _memory_order(value, shape, stride, expanded)
+    return TensorOutput(node, shape, stride, order, expanded if order is not None else ())
+
+
+def _memory_order(
+    value: torch.Tensor,
+    shape: Sequence[sympy.Expr],
+    stride: Sequence[sympy.Expr],
+    expanded: Sequence[int],
+) -> tuple[int, ...] | None:
+    """Axes from outermost to innermost when the tensor is dense in that order, else None."""
+    if any(size == 0 for size in shape):
+        return tuple(range(len(shape)))
+    identity = tuple(range(len(shape)))
+    hints = [_hint(step) for step in value.stride()]
+    sizes = [_hint(size) for size in value.shape]
+    by_stride = tuple(sorted(identity, key=lambda i: (-hints[i], -sizes[i], i)))
+    for order in (identity, by_stride):
+        step = sympy.Integer(1)
+        dense = True
+        for axis in reversed(order):
+            if axis in expanded or shape[axis] == 1:
+                continue
+            dense = dense and sympy.expand(stride[axis] - step) == 0
+            step = step * shape[axis]
+        if dense:
+            return order
+    return None
+
+
+def _hint(size: int | torch.SymInt) -> int:
+    """The size in the traced example: only a guess of the memory order, verified symbolically."""
+    if isinstance(size, torch.SymInt):
+        return size.node.hint if size.node.has_hint() else 1 << 40
+    return size
+
+
+def number_function(expr: Any, symbols: Sequence[str]) -> Callable[..., Any]:
+    """A python function of the symbols' values that evaluates an expression of sizes."""
+    if not isinstance(expr, sympy.Expr) or expr.is_number:
+        constant = expr if not isinstance(expr, sympy.Expr) else _plain_number(expr)
+        return lambda *values: constant
+    functions = {
+        "FloorDiv": lambda a, b: a // b,
+        "CleanDiv": lambda a, b: a // b,
+        "PythonMod": lambda a, b: a % b,
+        "Mod": lambda a, b: a % b,
+        "ModularIndexing": lambda a, b, c: (a // b) % c,
+        "IntTrueDiv": lambda a, b: a / b,
+        "FloatTrueDiv": lambda a, b: a / b,
+        "ToFloat": float,
+        "TruncToInt": int,
+        "FloorToInt": lambda a: int(a // 1),
+        "CeilToInt": lambda a: -int(-a // 1),
+        "PowByNatural": lambda a, b: a**b,
+        "FloatPow": lambda a, b: a**b,
+        "Max": max,
+        "Min": min,
+    }
+    names = [sympy.Symbol(name) for name in symbols]
+    plain = expr.subs({s: sympy.Symbol(s.name) for s in expr.free_symbols})
+    return sympy.lambdify(names, plain, modules=[functions, "math"])
+
+
+def _plain_number(expr: sympy.Expr) -> int | float:
+    return int(expr) if expr.is_integer else float(expr)

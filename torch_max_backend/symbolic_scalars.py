@@ -1,0 +1,78 @@
+"""Symbolic numbers (SymFloat, and SymInts that are no size) as 0-d values inside a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import sympy
+from max.dtype import DType
+from max.graph import DeviceRef, TensorValue, ops
+from torch.utils._sympy import functions as symbolic
+
+from torch_max_backend.errors import MaxBackendError
+
+
+def evaluate(expr: sympy.Expr, symbol: Callable[[str], TensorValue]) -> TensorValue:
+    """The value of an expression; int64 where it is integral, else float64, on the host.
+
+    Raises:
+        MaxBackendError: the expression holds a function without a translation.
+    """
+
+    def visit(e: sympy.Expr) -> TensorValue:
+        if isinstance(e, sympy.Symbol):
+            return symbol(e.name)
+        if isinstance(e, sympy.Integer):
+            return ops.constant(int(e), DType.int64, device=DeviceRef.CPU())
+        if isinstance(e, sympy.Number):
+            return ops.constant(float(e), DType.float64, device=DeviceRef.CPU())
+        args = [visit(arg) for arg in e.args]
+        rule = _RULES.get(type(e))
+        if rule is None:
+            raise MaxBackendError(f"the symbolic number {expr} uses {type(e).__name__}")
+        result = args[0] if len(args) > 1 else rule(*args)
+        for arg in args[1:]:
+            result = rule(result, arg)
+        return result
+
+    return visit(expr)
+
+
+def _real(x: TensorValue) -> TensorValue:
+    return x if x.dtype == DType.float64 else ops.cast(x, DType.float64)
+
+
+def _same(rule: Callable[..., TensorValue]) -> Callable[..., TensorValue]:
+    def apply(a: TensorValue, b: TensorValue) -> TensorValue:
+        return rule(a, b) if a.dtype == b.dtype else rule(_real(a), _real(b))
+
+    return apply
+
+
+def _integer(x: TensorValue) -> TensorValue:
+    return ops.cast(x, DType.int64)
+
+
+_RULES: dict[type, Callable[..., TensorValue]] = {
+    sympy.Add: _same(ops.add),
+    sympy.Mul: _same(ops.mul),
+    sympy.Pow: lambda a, b: ops.pow(_real(a), _real(b)),
+    sympy.Max: _same(ops.max),
+    sympy.Min: _same(ops.min),
+    symbolic.Max: _same(ops.max),
+    symbolic.Min: _same(ops.min),
+    symbolic.ToFloat: _real,
+    symbolic.FloorDiv: ops.floor_div,
+    symbolic.CleanDiv: ops.floor_div,
+    symbolic.Mod: ops.mod,
+    symbolic.PythonMod: ops.mod,
+    symbolic.IntTrueDiv: lambda a, b: ops.div(_real(a), _real(b)),
+    symbolic.FloatTrueDiv: lambda a, b: ops.div(_real(a), _real(b)),
+    symbolic.FloatPow: lambda a, b: ops.pow(_real(a), _real(b)),
+    symbolic.PowByNatural: lambda a, b: _integer(ops.pow(_real(a), _real(b))),
+    symbolic.TruncToInt: lambda a: _integer(ops.trunc(_real(a))),
+    symbolic.TruncToFloat: lambda a: ops.trunc(_real(a)),
+    symbolic.FloorToInt: lambda a: _integer(ops.floor(_real(a))),
+    symbolic.CeilToInt: lambda a: _integer(ops.negate(ops.floor(ops.negate(_real(a))))),
+    symbolic.OpaqueUnaryFn_sqrt: lambda a: ops.sqrt(_real(a)),
+}
