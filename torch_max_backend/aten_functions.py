@@ -90,10 +90,14 @@ def aten_alias(self: TensorValue) -> TensorValue:
     return self
 
 
-all_ = reduction((aten.all.default, aten.all.dim, aten.all.dims), reduce_ops.all_axis, promotion=BOOL)
+all_ = reduction(
+    (aten.all.default, aten.all.dim, aten.all.dims), reduce_ops.all_axis, promotion=BOOL
+)
 amax = reduction(aten.amax.default, reduce_ops.max_axis)
 amin = reduction(aten.amin.default, reduce_ops.min_axis)
-any_ = reduction((aten.any.default, aten.any.dim, aten.any.dims), reduce_ops.any_axis, promotion=BOOL)
+any_ = reduction(
+    (aten.any.default, aten.any.dim, aten.any.dims), reduce_ops.any_axis, promotion=BOOL
+)
 
 
 @lowering(aten.arange.start_step)
@@ -151,7 +155,9 @@ bitwise_xor = pointwise(
 
 def _bool_only(node: torch.fx.Node) -> str | None:
     dtype = node.meta["val"].dtype
-    return None if dtype == torch.bool else f"MAX has no bitwise operations on {dtype}, only on bool"
+    return (
+        None if dtype == torch.bool else f"MAX has no bitwise operations on {dtype}, only on bool"
+    )
 
 
 @lowering(aten.bmm.default)
@@ -217,9 +223,7 @@ cos = pointwise(aten.cos.default, ops.cos, promotion=FLOAT)
 
 
 @lowering(aten.cumsum.default)
-def aten_cumsum(
-    self: TensorValue, dim: int, *, dtype: torch.dtype | None = None
-) -> TensorValue:
+def aten_cumsum(self: TensorValue, dim: int, *, dtype: torch.dtype | None = None) -> TensorValue:
     """cumsum(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor"""
     out = to_max(expected().dtype)
     x = math_ops.cast_value(self, accumulation_dtype(out))
@@ -514,7 +518,9 @@ def aten_pow_tensor_scalar(self: TensorValue, exponent: Scalar) -> TensorValue:
 
 
 pow_ = pointwise(aten.pow.Tensor_Tensor, math_ops.power, operands=("self", "exponent"))
-prod = reduction((aten.prod.default, aten.prod.dim_int), reduce_ops.prod_axis, promotion=Promotion.BOOL_TO_LONG)
+prod = reduction(
+    (aten.prod.default, aten.prod.dim_int), reduce_ops.prod_axis, promotion=Promotion.BOOL_TO_LONG
+)
 reciprocal = pointwise(aten.reciprocal.default, math_ops.reciprocal, promotion=FLOAT)
 relu = pointwise(aten.relu.default, math_ops.relu)
 remainder = pointwise((aten.remainder.Scalar, aten.remainder.Tensor), math_ops.remainder)
@@ -552,9 +558,7 @@ def aten_scalar_tensor(
 
 
 @lowering(aten.scatter.src)
-def aten_scatter(
-    self: TensorValue, dim: int, index: TensorValue, src: TensorValue
-) -> TensorValue:
+def aten_scatter(self: TensorValue, dim: int, index: TensorValue, src: TensorValue) -> TensorValue:
     """scatter.src(Tensor self, int dim, Tensor index, Tensor src) -> Tensor"""
     return indexing.scatter(self, dim, index, shape.crop_to(src, index), add=False)
 
@@ -650,11 +654,15 @@ def aten_squeeze(self: TensorValue, dim: Sequence[int]) -> TensorValue:
 def aten_stack(tensors: Sequence[TensorValue], dim: int = 0) -> TensorValue:
     """stack(Tensor[] tensors, int dim=0) -> Tensor"""
     dtype = promoted_dtype(tensors)
-    return ops.stack([math_ops.cast_value(t, dtype) for t in tensors], axis=dim % (tensors[0].rank + 1))
+    return ops.stack(
+        [math_ops.cast_value(t, dtype) for t in tensors], axis=dim % (tensors[0].rank + 1)
+    )
 
 
 sub = pointwise((aten.sub.Scalar, aten.sub.Tensor), math_ops.sub)
-sum_ = reduction((aten.sum.default, aten.sum.dim_IntList), reduce_ops.sum_axis, promotion=Promotion.BOOL_TO_LONG)
+sum_ = reduction(
+    (aten.sum.default, aten.sum.dim_IntList), reduce_ops.sum_axis, promotion=Promotion.BOOL_TO_LONG
+)
 tan = pointwise(aten.tan.default, math_ops.tan, promotion=FLOAT)
 tanh = pointwise(aten.tanh.default, ops.tanh, promotion=FLOAT)
 

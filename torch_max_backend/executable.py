@@ -269,9 +269,7 @@ def _restride(output: TensorOutput, names: Sequence[str]) -> Unbind | None:
         tensor = tensor.permute(inverse)
         if not sizes:
             return tensor
-        return tensor.expand(
-            [sizes[i](*symbols) if i in sizes else -1 for i in range(tensor.ndim)]
-        )
+        return tensor.expand([sizes[i](*symbols) if i in sizes else -1 for i in range(tensor.ndim)])
 
     return view
 
@@ -287,5 +285,3 @@ def _copy_into_strides(output: TensorOutput, names: Sequence[str]) -> Unbind:
         ).copy_(tensor)
 
     return copy
-
-

@@ -174,9 +174,7 @@ def _never_negative(value: torch.SymInt) -> bool:
     return bool(bounds.lower >= 0)
 
 
-def _add_outputs(
-    signature: GraphSignature, gm: GraphModule, placeholders: Sequence[Node]
-) -> None:
+def _add_outputs(signature: GraphSignature, gm: GraphModule, placeholders: Sequence[Node]) -> None:
     (results,) = gm.graph.find_nodes(op="output")[0].args
     places: dict[Node, int] = {}
     for place, result in enumerate(results):

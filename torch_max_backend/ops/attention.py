@@ -63,8 +63,9 @@ def _repeat_heads(x: TensorValue, heads: Dim) -> TensorValue:
     groups = int(heads) // int(kv_heads)
     if groups == 1:
         return x
-    x = broadcast(reshape(x, [batch, kv_heads, 1, length, width]),
-                  [batch, kv_heads, groups, length, width])
+    x = broadcast(
+        reshape(x, [batch, kv_heads, 1, length, width]), [batch, kv_heads, groups, length, width]
+    )
     return reshape(x, [batch, heads, length, width])
 
 
@@ -106,8 +107,9 @@ def _flash_cpu(
     """The CPU kernel, in float32: in half precision it is many times slower."""
     dtype = q.dtype
     cpu = DeviceRef.CPU()
-    q, k, v = (_swap(x if x.dtype == DType.float32 else ops.cast(x, DType.float32))
-               for x in (q, k, v))
+    q, k, v = (
+        _swap(x if x.dtype == DType.float32 else ops.cast(x, DType.float32)) for x in (q, k, v)
+    )
     factor = ops.constant(scale, DType.float32, device=cpu)
     kind = TensorType(DType.float32, q.shape, cpu)
     if mask is None and not causal:

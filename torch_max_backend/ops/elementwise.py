@@ -166,9 +166,7 @@ def leaky_relu(x: TensorValue, negative_slope: float = 0.01) -> TensorValue:
     return ops.where(x > constant(0, x), x, x * constant(negative_slope, x))
 
 
-def elu(
-    x: TensorValue, alpha: float = 1, scale: float = 1, input_scale: float = 1
-) -> TensorValue:
+def elu(x: TensorValue, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> TensorValue:
     """Exponential linear unit (Clevert et al., 2015)."""
     negative = expm1(x * constant(input_scale, x)) * constant(alpha * scale, x)
     return ops.where(x > constant(0, x), x * constant(scale, x), negative)

@@ -165,5 +165,3 @@ def variance(
     degrees = max(count - correction, 0.0)
     divisor = ops.constant(np.float64(degrees).item(), x.dtype, device=x.device)
     return squares / divisor, mean
-
-

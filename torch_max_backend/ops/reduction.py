@@ -68,13 +68,13 @@ def all_axis(x: TensorValue, axis: int) -> TensorValue:
     return ops.min(ops.cast(x, DType.int32), axis=axis) > 0
 
 
-def arg_extreme(
-    x: TensorValue, dim: int | None, keepdim: bool, *, largest: bool
-) -> TensorValue:
+def arg_extreme(x: TensorValue, dim: int | None, keepdim: bool, *, largest: bool) -> TensorValue:
     """int64 index of the first maximum or minimum; the first NaN wins."""
     if not x.rank:
-        return ops.cast(x * constant(0, x), DType.int64) if not x.dtype.is_float() else ops.cast(
-            ops.where(ops.is_nan(x), constant(0, x), constant(0, x)), DType.int64
+        return (
+            ops.cast(x * constant(0, x), DType.int64)
+            if not x.dtype.is_float()
+            else ops.cast(ops.where(ops.is_nan(x), constant(0, x), constant(0, x)), DType.int64)
         )
     rank = x.rank
     if dim is None:

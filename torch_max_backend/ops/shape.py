@@ -103,9 +103,7 @@ def slice_axis(
     return ops.slice_tensor(x, [*before, (bounds, Dim(size)), *after])
 
 
-def _bound(
-    bound: IntLike | TensorValue | None, length: Dim, default: int | None
-) -> TensorValue:
+def _bound(bound: IntLike | TensorValue | None, length: Dim, default: int | None) -> TensorValue:
     """A slice bound as a value in [0, length]."""
     whole = dim_value(length)
     if bound is None:
@@ -126,9 +124,13 @@ def select(x: TensorValue, dim: int, index: IntLike | TensorValue) -> TensorValu
     length = static(x.shape[axis])
     if isinstance(index, int) and (length is not None or index >= 0):
         at = index % length if length is not None else index
-        one = ops.slice_tensor(
-            x, [slice(None)] * axis + [slice(at, at + 1)] + [slice(None)] * (x.rank - axis - 1)
-        ) if length is not None else slice_axis(x, axis, at, at + 1, 1, 1)
+        one = (
+            ops.slice_tensor(
+                x, [slice(None)] * axis + [slice(at, at + 1)] + [slice(None)] * (x.rank - axis - 1)
+            )
+            if length is not None
+            else slice_axis(x, axis, at, at + 1, 1, 1)
+        )
         return drop_axes(one, [axis])
     value = index if isinstance(index, TensorValue) else dim_value(index)
     whole = dim_value(x.shape[axis])
@@ -187,8 +189,12 @@ def flip(x: TensorValue, dims: Sequence[int]) -> TensorValue:
         size = x.shape[axis]
         last = dim_value(size) - 1
         steps = ops.range(
-            dim_value(0), dim_value(size), dim_value(1), out_dim=size,
-            dtype=DType.int64, device=last.device,
+            dim_value(0),
+            dim_value(size),
+            dim_value(1),
+            out_dim=size,
+            dtype=DType.int64,
+            device=last.device,
         )
         index = last - steps
         x = ops.gather(x, index if x.device.is_cpu() else index.to(x.device), axis)
@@ -205,8 +211,12 @@ def diagonal_mask(rows: Dim, columns: Dim, diagonal: int, device) -> TensorValue
 def iota(size: IntLike, device) -> TensorValue:
     """int64 0, 1, ..., size - 1."""
     values = ops.range(
-        dim_value(0), dim_value(size), dim_value(1), out_dim=Dim(size),
-        dtype=DType.int64, device=dim_value(0).device,
+        dim_value(0),
+        dim_value(size),
+        dim_value(1),
+        out_dim=Dim(size),
+        dtype=DType.int64,
+        device=dim_value(0).device,
     )
     return values if device.is_cpu() else values.to(device)
 
@@ -229,7 +239,10 @@ def pad_constant(x: TensorValue, pad: Sequence[IntLike], value: object) -> Tenso
         return x
     fill = as_tensor(value, x.dtype, DeviceRef.CPU())  # type: ignore[arg-type]
     if x.dtype == DType.bool:
-        return ops.cast(ops.pad(ops.cast(x, DType.uint8), paddings, value=ops.cast(fill, DType.uint8)), DType.bool)
+        return ops.cast(
+            ops.pad(ops.cast(x, DType.uint8), paddings, value=ops.cast(fill, DType.uint8)),
+            DType.bool,
+        )
     if any(static(d) == 0 for d in shape):
         return broadcast(as_tensor(value, x.dtype, x.device), expected_shape())  # type: ignore[arg-type]
     return ops.pad(x, paddings, value=fill)
