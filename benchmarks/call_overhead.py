@@ -1,0 +1,137 @@
+"""What a call of a compiled graph with 150 parameters costs beside MAX's own execute.
+
+    python -m benchmarks.call_overhead [--parameters 150] [--rounds 20]
+
+The graph adds tiny parameters, so that its own work is next to nothing. Four ways to call it are
+timed in turns: MAX's public execute with ready buffers, the CompiledGraph (which binds the tensors,
+runs and wraps the results), the callable of torch.compile (Dynamo's guards and AOTAutograd's
+wrapper on top), and Dynamo alone (a backend that computes nothing). Prints a table and one line of
+JSON; exits with status 1 when the CompiledGraph takes over 100 us more than execute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from max.driver import Buffer
+from tabulate import tabulate
+from torch import nn
+
+from torch_max_backend.executable import CompiledGraph
+
+LIMIT_US = 100.0
+CALLS_PER_ROUND = 50
+EXECUTE, GRAPH, CALLABLE, DYNAMO = (
+    "MAX execute, ready buffers",
+    "CompiledGraph",
+    "torch.compile callable",
+    "Dynamo alone",
+)
+
+
+class ManyParameters(nn.Module):
+    """x plus each of its parameters."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.terms = nn.ParameterList(torch.full((8,), float(i)) for i in range(count))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for term in self.terms:
+            x = x + term
+        return x
+
+
+def compile_and_capture(
+    model: nn.Module, x: torch.Tensor
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], CompiledGraph, list[Any]]:
+    """The compiled callable, its CompiledGraph, and the flat arguments that graph gets."""
+    captured: list[tuple[CompiledGraph, list[Any]]] = []
+    original = CompiledGraph.__call__
+
+    def record(graph: CompiledGraph, args: list[Any]) -> list[Any]:
+        captured.append((graph, list(args)))
+        return original(graph, args)
+
+    run = torch.compile(model, backend="max", fullgraph=True, dynamic=False)
+    with patch.object(CompiledGraph, "__call__", record):
+        result = run(x)
+    torch.testing.assert_close(result, model(x))
+    ((graph, args),) = captured
+    return run, graph, args
+
+
+def dynamo_alone(model: nn.Module, x: torch.Tensor) -> Callable[[torch.Tensor], Any]:
+    """The model with a backend that returns a ready tensor: what is left is Dynamo's guards."""
+    ready = [x.clone()]
+    run = torch.compile(
+        model, backend=lambda gm, inputs: lambda *args: ready, fullgraph=True, dynamic=False
+    )
+    run(x)
+    return run
+
+
+def measure(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median microseconds of each, timed in turns of CALLS_PER_ROUND calls."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            for _ in range(CALLS_PER_ROUND):
+                start = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) * 1e6 for name, values in times.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Call overhead of a compiled graph")
+    parser.add_argument("--parameters", type=int, default=150)
+    parser.add_argument("--rounds", type=int, default=20)
+    args = parser.parse_args(arguments)
+
+    x = torch.ones(4, 8)
+    model = ManyParameters(args.parameters)
+    with torch.no_grad():
+        print("compiling ...", file=sys.stderr, flush=True)
+        run, graph, flat = compile_and_capture(model, x)
+        bound = [flat[item.argument] for item in graph.signature.inputs]
+        buffers = [Buffer.from_dlpack(tensor.detach()) for tensor in bound]
+        idle = dynamo_alone(model, x)
+        calls: dict[str, Callable[[], Any]] = {
+            EXECUTE: lambda: graph.model.execute(*buffers),
+            GRAPH: lambda: graph(list(flat)),
+            CALLABLE: lambda: run(x),
+            DYNAMO: lambda: idle(x),
+        }
+        measure(calls, rounds=1)  # warm up
+        medians = measure(calls, args.rounds)
+
+    base = medians[EXECUTE]
+    rows = [[name, f"{us:.0f}", f"{us - base:+.0f}"] for name, us in medians.items()]
+    headers = ["call", "median (us)", "beside execute (us)"]
+    print(tabulate(rows, headers, disable_numparse=True, colalign=("left", "right", "right")))
+    overhead = medians[GRAPH] - base
+    print(
+        json.dumps(
+            {
+                "parameters": args.parameters,
+                "calls": args.rounds * CALLS_PER_ROUND,
+                "median_us": {name: round(us, 1) for name, us in medians.items()},
+                "overhead_us": round(overhead, 1),
+                "limit_us": LIMIT_US,
+            }
+        )
+    )
+    return 0 if overhead <= LIMIT_US else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
