@@ -5,8 +5,14 @@
 The graph adds tiny parameters, so that its own work is next to nothing. Four ways to call it are
 timed in turns: MAX's public execute with ready buffers, the CompiledGraph (which binds the tensors,
 runs and wraps the results), the callable of torch.compile (Dynamo's guards and AOTAutograd's
-wrapper on top), and Dynamo alone (a backend that computes nothing). Prints a table and one line of
-JSON; exits with status 1 when the CompiledGraph takes over 100 us more than execute.
+wrapper on top), and Dynamo alone (a backend that computes nothing).
+
+Each timed call comes after the same pause. MAX's worker threads go to sleep within microseconds and
+waking them costs more than all the rest: execute called back to back, without any work in between,
+finds them awake and is shown as a row of its own, because no real program calls it so.
+
+Prints a table and one line of JSON; exits with status 1 when the CompiledGraph takes over 100 us
+more than execute.
 """
 
 from __future__ import annotations
@@ -28,13 +34,13 @@ from torch import nn
 from torch_max_backend.executable import CompiledGraph
 
 LIMIT_US = 100.0
+PAUSE_US = 200.0
 CALLS_PER_ROUND = 50
-EXECUTE, GRAPH, CALLABLE, DYNAMO = (
-    "MAX execute, ready buffers",
-    "CompiledGraph",
-    "torch.compile callable",
-    "Dynamo alone",
-)
+EXECUTE = "MAX execute, ready buffers"
+GRAPH = "CompiledGraph"
+CALLABLE = "torch.compile callable"
+DYNAMO = "Dynamo alone"
+BACK_TO_BACK = "MAX execute, back to back"
 
 
 class ManyParameters(nn.Module):
@@ -79,12 +85,22 @@ def dynamo_alone(model: nn.Module, x: torch.Tensor) -> Callable[[torch.Tensor], 
     return run
 
 
-def measure(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+def busy_wait(microseconds: float) -> None:
+    """Passes time without giving up the core, as a program at work would."""
+    end = time.perf_counter() + microseconds * 1e-6
+    while time.perf_counter() < end:
+        pass
+
+
+def measure(
+    calls: dict[str, Callable[[], Any]], rounds: int, pause: float = PAUSE_US
+) -> dict[str, float]:
     """Median microseconds of each, timed in turns of CALLS_PER_ROUND calls."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             for _ in range(CALLS_PER_ROUND):
+                busy_wait(pause)
                 start = time.perf_counter()
                 call()
                 times[name].append(time.perf_counter() - start)
@@ -113,16 +129,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         measure(calls, rounds=1)  # warm up
         medians = measure(calls, args.rounds)
+        alone = measure({BACK_TO_BACK: calls[EXECUTE]}, args.rounds, pause=0)
 
     base = medians[EXECUTE]
+    overhead = medians[GRAPH] - base
+    medians |= alone
     rows = [[name, f"{us:.0f}", f"{us - base:+.0f}"] for name, us in medians.items()]
     headers = ["call", "median (us)", "beside execute (us)"]
     print(tabulate(rows, headers, disable_numparse=True, colalign=("left", "right", "right")))
-    overhead = medians[GRAPH] - base
     print(
         json.dumps(
             {
                 "parameters": args.parameters,
+                "pause_us": PAUSE_US,
                 "calls": args.rounds * CALLS_PER_ROUND,
                 "median_us": {name: round(us, 1) for name, us in medians.items()},
                 "overhead_us": round(overhead, 1),
