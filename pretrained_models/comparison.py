@@ -104,7 +104,7 @@ def randomise_(model: nn.Module, seed: int) -> None:
         for name, parameter in sorted(model.named_parameters()):
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() > 1:
-                noise *= parameter[0].numel() ** -0.5
+                noise *= max(1, parameter[0].numel()) ** -0.5  # no token is legal
             elif name.endswith(("weight", "gamma")):
                 noise = 1 + 0.1 * noise
             else:
