@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vit.dropout import Dropout
 from vit.initialization import init_linear, trunc_normal_
 from vit.norm import DEFAULT_EPS, NormType, make_norm
 from vit.quantization import quantize_linears
@@ -52,8 +53,8 @@ class _Attention(nn.Module):
             self.q_norm = make_norm(self.head_dim, norm_type, eps, **factory)
             self.k_norm = make_norm(self.head_dim, norm_type, eps, **factory)
         self.out_proj = nn.Linear(hidden_size, hidden_size, bias, **factory)
-        self.attention_dropout = nn.Dropout(attention_dropout)
-        self.dropout = nn.Dropout(hidden_dropout)
+        self.attention_dropout = Dropout(attention_dropout)
+        self.dropout = Dropout(hidden_dropout)
         self.reset_parameters()
         self.apply_quantization(qkv_quantization_config, out_quantization_config)
 
@@ -94,12 +95,13 @@ class _Attention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None) -> Tensor:
         """softmax(q k^T / sqrt(Dh)) v, then the output projection: -> (B, Lq, D)"""
+        dropout = self.attention_dropout
         x = F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=attn_mask,
-            dropout_p=self.attention_dropout.p if self.training else 0.0,
+            dropout_p=dropout.p if dropout.training else 0.0,
             enable_gqa=q.shape[1] != k.shape[1],
         )  # (B, H, Lq, Dh)
         x = x.transpose(1, 2).flatten(2)  # (B, Lq, D)

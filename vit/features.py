@@ -100,17 +100,18 @@ class ViTFeatures:
 def _flatten(features: ViTFeatures) -> tuple[list[Any], tuple[Any, ...]]:
     size = features.tokenized_size
     counts = (features.num_register_tokens, features.num_cls_tokens)
-    if size is None or all(isinstance(s, int) for s in size):
-        return [features.dense_features], (*counts, size)
-    # A symbolic size is a value of the graph, not a constant of it.
-    return [features.dense_features, *size], (*counts, "symbolic")
+    # While tracing the size may be symbolic: a value of the graph, not a constant of it.
+    tracing = torch.compiler.is_compiling() or any(isinstance(s, torch.SymInt) for s in size or ())
+    if size is not None and tracing:
+        return [features.dense_features, *size], (*counts, "traced")
+    return [features.dense_features], (*counts, size)
 
 
 def _unflatten(values: Any, context: Any) -> ViTFeatures:
-    dense, *symbolic = values
+    dense, *traced_size = values
     num_register_tokens, num_cls_tokens, size = context
-    if size == "symbolic":
-        size = symbolic
+    if size == "traced":
+        size = traced_size
     return ViTFeatures(dense, num_register_tokens, num_cls_tokens, size)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vit.dropout import Dropout
 from vit.helpers import get_activation, get_activation_module, is_glu
 from vit.initialization import init_linear
 from vit.norm import DEFAULT_EPS, NormType, make_norm
@@ -32,7 +33,7 @@ class NormLinear(nn.Module):
         self.norm = make_norm(
             in_features, norm_type, eps or DEFAULT_EPS, device=device, dtype=dtype
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.linear = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
         self.reset_parameters()
         self.apply_quantization(quantization_config)
@@ -85,7 +86,7 @@ class NormMLP(nn.Module):
         )
         self.fc1 = nn.Linear(hidden_size, fc1_size, bias, device=device, dtype=dtype)
         self.fc2 = nn.Linear(ffn_hidden_size, hidden_size, bias, device=device, dtype=dtype)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.reset_parameters()
         self.apply_quantization(quantization_config)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vit.attention import AttentivePool
+from vit.dropout import Dropout
 from vit.initialization import init_conv, init_linear
 from vit.norm import NormType
 from vit.yaml_tags import register_class
@@ -42,7 +43,7 @@ class Head(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.proj = nn.Linear(in_features, out_features, device=device, dtype=dtype)
         self.reset_parameters()
 
@@ -113,7 +114,7 @@ class TransposedConv2dHead(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv_transpose = nn.ConvTranspose2d(
             in_channels,
             out_channels,
@@ -186,7 +187,7 @@ class UpsampleHead(nn.Module):
         channels = [in_channels, *hidden, out_channels]
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_smooth_layers = num_smooth_layers
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.upsample_layers = nn.ModuleList(
             nn.ConvTranspose2d(channels[i], channels[i + 1], 2, stride=2, **factory)
             for i in range(num_upsample_stages)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from vit.dropout import Dropout
 from vit.initialization import INIT_STD, init_linear, trunc_normal_
 
 INTERPOLATION_MODES = {1: "linear", 2: "bicubic", 3: "trilinear"}
@@ -24,14 +24,13 @@ def create_grid(
 
     Each axis runs from -1 to 1, or with ``normalize=False`` over 0, 1, 2, ...
     """
-    axes = [
-        torch.linspace(-1, 1, dim, dtype=dtype, device=device)
-        if normalize
-        else torch.arange(dim, dtype=dtype, device=device)
-        for dim in dims
-    ]
+    # Not torch.linspace: it makes a symbolic size static.
+    wide = torch.promote_types(dtype, torch.float32) if normalize else dtype
+    axes = [torch.arange(dim, dtype=wide, device=device) for dim in dims]  # (dim,) each
+    if normalize:
+        axes = [2 * a / torch.sym_max(d - 1, 1) - 1 for a, d in zip(axes, dims, strict=True)]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)  # (*dims, n)
-    return grid.flatten(0, -2).unsqueeze(0)  # (1, L, n)
+    return grid.flatten(0, -2).unsqueeze(0).to(dtype)  # (1, L, n)
 
 
 def resize_grid(grid: Tensor, size: Sequence[int], new_size: Sequence[int]) -> Tensor:
@@ -46,6 +45,18 @@ def _fourier_features(grid: Tensor, w: Tensor) -> Tensor:
     """[sin(gW), cos(gW)] / sqrt(D/2): (1, L, n), (n, D/2) -> (1, L, D) (arXiv 2006.10739)."""
     phase = grid @ w  # (1, L, D/2)
     return torch.cat([phase.sin(), phase.cos()], dim=-1) / math.sqrt(w.shape[1])
+
+
+def _is_size(dims: Sequence[int], size: Sequence[int]) -> bool:
+    """Whether ``dims`` is ``size``; for symbolic dims False, without making them static.
+
+    So one graph serves every size, the own one included: there the bicubic weights are 0 and 1.
+    """
+    if not torch.compiler.is_compiling():
+        return tuple(dims) == tuple(size)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import
+
+    return all(statically_known_true(a == b) for a, b in zip(dims, size, strict=True))
 
 
 class LearnablePosition(nn.Module):
@@ -70,7 +81,7 @@ class LearnablePosition(nn.Module):
         self.positions = nn.Parameter(
             torch.empty(math.prod(self.spatial_size), hidden_size, device=device, dtype=dtype)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -95,10 +106,7 @@ class LearnablePosition(nn.Module):
     def forward(self, dims: Sequence[int]) -> Tensor:
         """Positions of a grid of ``dims``, interpolated if it is another: (1, L', D)."""
         positions: Tensor = self.positions  # (L, D)
-        # A symbolic size always interpolates: one graph serves every size, the own one included
-        # (there bicubic weights are exactly 0 and 1).
-        pairs = zip(dims, self.spatial_size, strict=True)
-        if not all(statically_known_true(a == b) for a, b in pairs):
+        if not _is_size(dims, self.spatial_size):
             positions = resize_grid(positions, self.spatial_size, dims)  # (L', D)
         return self.dropout(positions.unsqueeze(0))  # (1, L', D)
 

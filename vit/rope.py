@@ -168,7 +168,8 @@ class RopePositionEmbedding(nn.Module):
         coords = 2 * grid.flatten(0, 1) - 1  # (L, 2)
         if self.training:
             coords = self._augment(coords, rope_seed)
-        angles = 2 * math.pi * coords[:, :, None] / periods  # (L, 2, Dh/4)
+        # A literal: with dynamic=True, math.pi would become an input of the graph.
+        angles = 6.283185307179586 * coords.unsqueeze(-1) / periods  # (L, 2, Dh/4)
         angles = angles.flatten(1)  # (L, Dh/2): the h part, then the w part
         angles = torch.cat([angles, angles], dim=-1)  # (L, Dh)
         return torch.stack([angles.sin(), angles.cos()]).to(self.periods.dtype)  # (2, L, Dh)
