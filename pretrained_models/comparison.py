@@ -79,6 +79,19 @@ def use_threads(count: int | None) -> None:
     torch.set_num_threads(count)
 
 
+def machine_note() -> str:
+    """Cores and threads, and a warning when the machine is busy; call it before the first run."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    note = f"{cores} cores, {torch.get_num_threads()} PyTorch threads."
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > 0.5 * (cores or 1):
+        note += (
+            f" The machine is busy (load average {load:.1f}): the timings are not to be trusted."
+        )
+        progress(note)
+    return note
+
+
 def parse_backends(text: str) -> list[str]:
     """Names of torch.compile backends from "eager,inductor,max"; eager, the baseline, is first.
 

@@ -20,6 +20,7 @@ from pretrained_models.comparison import (
     CRITERION,
     Result,
     compare,
+    machine_note,
     parse_backends,
     positive_int,
     progress,
@@ -129,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     use_threads(args.threads)
     backends = parse_backends(args.backends)
+    note = machine_note()
     named = [(path, load_image(path)) for path in args.images] or sample_photographs()
     batch_size = args.batch_size or max(DEFAULT_BATCH, len(named))
     if len(named) > batch_size:
@@ -155,7 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name, model, inputs, backends=backends, iterations=args.iterations, select=select
         )
 
-    print(f"Photographs: {', '.join(name for name, _ in named)}; batch {tuple(inputs.shape)}.")
+    print(
+        f"Photographs: {', '.join(name for name, _ in named)}; batch {tuple(inputs.shape)}. {note}"
+    )
     print("Weights: " + "; ".join(f"{name}: {source}" for name, source in weights.items()) + ".\n")
     print(results_table(results))
     print(f"\n{CRITERION}")
