@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,16 +81,26 @@ def use_threads(count: int | None) -> None:
 
 
 def machine_note() -> str:
-    """Cores and threads, and a warning when the machine is busy; call it before the first run."""
+    """Cores and threads, and a warning when other programs are at work; waits half a second."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     note = f"{cores} cores, {torch.get_num_threads()} PyTorch threads."
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load > 0.5 * (cores or 1):
-        note += (
-            f" The machine is busy (load average {load:.1f}): the timings are not to be trusted."
-        )
-        progress(note)
+    start = _cpu_seconds()
+    time.sleep(0.5)
+    busy = (_cpu_seconds() - start) / 0.5
+    if busy > 0.2:
+        others = f"Other programs are using {busy:.1f} cores: do not trust the timings."
+        progress(others)
+        note += f"\n{others}"
     return note
+
+
+def _cpu_seconds() -> float:
+    """CPU time that all programs of a Linux machine have used; 0 elsewhere."""
+    statistics_file = Path("/proc/stat")
+    if not statistics_file.exists():
+        return 0.0
+    user, nice, system = map(int, statistics_file.read_text().split(maxsplit=4)[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
 def parse_backends(text: str) -> list[str]:

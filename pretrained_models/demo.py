@@ -130,7 +130,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     use_threads(args.threads)
     backends = parse_backends(args.backends)
-    note = machine_note()
     named = [(path, load_image(path)) for path in args.images] or sample_photographs()
     batch_size = args.batch_size or max(DEFAULT_BATCH, len(named))
     if len(named) > batch_size:
@@ -151,15 +150,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         progress(f"{name}: weights: {source}")
 
     inputs = to_batch([image for _, image in named], IMAGE_SIZE, batch_size)
+    note = machine_note()
     results: dict[str, list[Result]] = {}
     for name, (model, select) in models.items():
         results[name] = compare(
             name, model, inputs, backends=backends, iterations=args.iterations, select=select
         )
 
-    print(
-        f"Photographs: {', '.join(name for name, _ in named)}; batch {tuple(inputs.shape)}. {note}"
-    )
+    print(f"Photographs: {', '.join(name for name, _ in named)}; batch {tuple(inputs.shape)}.")
+    print(note)
     print("Weights: " + "; ".join(f"{name}: {source}" for name, source in weights.items()) + ".\n")
     print(results_table(results))
     print(f"\n{CRITERION}")

@@ -195,9 +195,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
-    note = machine_note()
     model, processor, caption = choose_model(args.model, args.random_weights)
     model.eval()
+    note = machine_note()
     labels: dict[int, str] = model.config.id2label  # type: ignore[union-attr, assignment]
     results = compare(
         type(model).__name__,
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         iterations=args.iterations,
         select=lambda output: output.logits,
     )
-    print(f"Image: {args.image}. Model: {caption}. {note}\n")
+    print(f"Image: {args.image}. Model: {caption}.\n{note}\n")
     print(labels_table(results, labels))
     print(f"\n{results_table({type(model).__name__: results})}\n\n{CRITERION}")
     if not all(result.agrees for result in results):
