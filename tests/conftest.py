@@ -1,0 +1,47 @@
+"""The fixture of the numerical comparisons; see harness.py."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import harness
+
+_folder: pytest.StashKey[Path] = pytest.StashKey()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One folder of verdicts for all processes of this run: xdist workers, forked children."""
+    worker = getattr(config, "workerinput", None)
+    folder = worker["verdicts"] if worker else tempfile.mkdtemp(prefix="torch-max-backend-tests-")
+    config.stash[_folder] = Path(folder)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["verdicts"] = str(node.config.stash[_folder])
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for account in harness.accounts(config.stash[_folder]):
+        terminalreporter.write_line(str(account))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(config.stash[_folder], ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def verdicts(request: pytest.FixtureRequest) -> dict[str, str | None]:
+    """What is wrong with each selected case of this file (None: nothing); one MAX compile."""
+    cases = [
+        item.callspec.params["case"]
+        for item in request.session.items
+        if getattr(item, "module", None) is request.module and "verdicts" in item.fixturenames
+    ]
+    return harness.shared_verdicts(request.config.stash[_folder], request.node.nodeid, cases)
