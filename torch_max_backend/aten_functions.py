@@ -22,7 +22,7 @@ from torch_max_backend.dtypes import to_max
 from torch_max_backend.ops import attention as attention_ops
 from torch_max_backend.ops import convolution as convolution_ops
 from torch_max_backend.ops import elementwise as math_ops
-from torch_max_backend.ops import indexing, normalization, shape, sorting
+from torch_max_backend.ops import indexing, normalization, random, shape, sorting
 from torch_max_backend.ops import matmul as matmul_ops
 from torch_max_backend.ops import reduction as reduce_ops
 from torch_max_backend.promotion import (
@@ -132,7 +132,38 @@ def aten_argmin(self: TensorValue, dim: int | None = None, keepdim: bool = False
     return reduce_ops.arg_extreme(self, dim, keepdim, largest=False)
 
 
+def _contiguous_input(node: torch.fx.Node) -> str | None:
+    if node.args[0].meta["val"].is_contiguous():  # type: ignore[union-attr]
+        return None
+    return "as_strided of a tensor that is not contiguous; call .contiguous() first"
+
+
+@lowering(aten.as_strided.default, supports=_contiguous_input)
+def aten_as_strided(
+    self: TensorValue,
+    size: Sequence[IntLike],
+    stride: Sequence[IntLike],
+    storage_offset: IntLike | None = None,
+) -> TensorValue:
+    """as_strided(Tensor(a) self, SymInt[] size, SymInt[] stride, SymInt? storage_offset=None) -> Tensor(a)"""
+    return indexing.as_strided(self, size, stride, storage_offset or 0)
+
+
 atanh = pointwise(aten.atanh.default, ops.atanh, promotion=FLOAT)
+
+
+@lowering(aten.bernoulli.default)
+def aten_bernoulli(self: TensorValue, *, generator: None = None) -> TensorValue:
+    """bernoulli(Tensor self, *, Generator? generator=None) -> Tensor"""
+    return random.bernoulli(self)
+
+
+@lowering(aten.bernoulli.p)
+def aten_bernoulli_p(self: TensorValue, p: float, *, generator: None = None) -> TensorValue:
+    """bernoulli.p(Tensor self, float p=0.5, *, Generator? generator=None) -> Tensor"""
+    return random.bernoulli(p)
+
+
 bitwise_and = pointwise(
     (aten.bitwise_and.Scalar, aten.bitwise_and.Tensor),
     math_ops.logical_and,
@@ -217,6 +248,13 @@ def aten_convolution(
     return convolution_ops.convolution(
         input, weight, bias, stride, padding, dilation, transposed, output_padding, groups
     )
+
+
+@lowering(aten.copy.default)
+def aten_copy(self: TensorValue, src: TensorValue, non_blocking: bool = False) -> TensorValue:
+    """copy(Tensor self, Tensor src, bool non_blocking=False) -> Tensor"""
+    source = math_ops.cast_value(src, self.dtype).to(self.device)
+    return shape.broadcast(source, list(self.shape))
 
 
 cos = pointwise(aten.cos.default, ops.cos, promotion=FLOAT)
@@ -389,6 +427,14 @@ leaky_relu = pointwise(aten.leaky_relu.default, math_ops.leaky_relu)
 lerp = pointwise(
     (aten.lerp.Scalar, aten.lerp.Tensor), math_ops.lerp, operands=("self", "end", "weight")
 )
+
+
+@lowering(aten.lift_fresh_copy.default)
+def aten_lift_fresh_copy(self: TensorValue) -> TensorValue:
+    """lift_fresh_copy(Tensor self) -> Tensor"""
+    return self
+
+
 log = pointwise(aten.log.default, ops.log, promotion=FLOAT)
 log10 = pointwise(aten.log10.default, math_ops.log10, promotion=FLOAT)
 log1p = pointwise(aten.log1p.default, ops.log1p, promotion=FLOAT)
@@ -464,6 +510,14 @@ def aten_mv(self: TensorValue, vec: TensorValue) -> TensorValue:
     return shape.drop_axes(out, [1])
 
 
+@lowering(aten.native_dropout.default)
+def aten_native_dropout(
+    input: TensorValue, p: float, train: bool | None
+) -> tuple[TensorValue, TensorValue]:
+    """native_dropout(Tensor input, float p, bool? train) -> (Tensor, Tensor)"""
+    return random.dropout(input, p, train)
+
+
 @lowering(aten.native_group_norm.default)
 def aten_native_group_norm(
     input: TensorValue,
@@ -521,6 +575,62 @@ pow_ = pointwise(aten.pow.Tensor_Tensor, math_ops.power, operands=("self", "expo
 prod = reduction(
     (aten.prod.default, aten.prod.dim_int), reduce_ops.prod_axis, promotion=Promotion.BOOL_TO_LONG
 )
+
+
+@lowering(aten.rand.default)
+def aten_rand(
+    size: Sequence[IntLike],
+    *,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+) -> TensorValue:
+    """rand(SymInt[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor"""
+    return random.uniform()
+
+
+@lowering(aten.rand_like.default)
+def aten_rand_like(
+    self: TensorValue,
+    *,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+    memory_format: torch.memory_format | None = None,
+) -> TensorValue:
+    """rand_like(Tensor self, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, MemoryFormat? memory_format=None) -> Tensor"""
+    return random.uniform()
+
+
+@lowering(aten.randn.default)
+def aten_randn(
+    size: Sequence[IntLike],
+    *,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+) -> TensorValue:
+    """randn(SymInt[] size, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor"""
+    return random.normal()
+
+
+@lowering(aten.randn_like.default)
+def aten_randn_like(
+    self: TensorValue,
+    *,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+    memory_format: torch.memory_format | None = None,
+) -> TensorValue:
+    """randn_like(Tensor self, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, MemoryFormat? memory_format=None) -> Tensor"""
+    return random.normal()
+
+
 reciprocal = pointwise(aten.reciprocal.default, math_ops.reciprocal, promotion=FLOAT)
 relu = pointwise(aten.relu.default, math_ops.relu)
 remainder = pointwise((aten.remainder.Scalar, aten.remainder.Tensor), math_ops.remainder)
@@ -630,6 +740,21 @@ def aten_slice_scatter(
 
 
 softplus = pointwise(aten.softplus.default, math_ops.softplus)
+
+
+def _static_axis(node: torch.fx.Node) -> str | None:
+    fake, dim = node.args[0].meta["val"], node.args[1] if len(node.args) > 1 else -1  # type: ignore[union-attr]
+    if fake.ndim and not isinstance(fake.shape[dim if isinstance(dim, int) else -1], int):
+        return "sorting along an axis of dynamic size; make that axis static"
+    return None
+
+
+@lowering(aten.sort.default, supports=_static_axis)
+def aten_sort(
+    self: TensorValue, dim: int = -1, descending: bool = False
+) -> tuple[TensorValue, TensorValue]:
+    """sort(Tensor self, int dim=-1, bool descending=False) -> (Tensor values, Tensor indices)"""
+    return sorting.sort(self, dim, descending)
 
 
 @lowering(aten.split_with_sizes.default)

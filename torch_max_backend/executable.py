@@ -153,6 +153,9 @@ class CompiledGraph:
         buffers: list[Buffer] = []
         pointers: set[int] = set()
         for slot, (position, kind, is_weight, _) in enumerate(self._inputs):
+            if kind == "seed":
+                buffers.append(_seed_buffer())
+                continue
             value = args[position]
             if kind != "tensor":
                 buffers.append(_number_buffer(kind, value))
@@ -233,6 +236,10 @@ def _number_buffer(kind: str, value: int | float) -> Buffer:
         return Buffer.from_dlpack(torch.empty(value, 0, dtype=torch.bool))
     dtype = torch.int64 if isinstance(value, int) else torch.float64
     return Buffer.from_dlpack(torch.tensor(value, dtype=dtype))
+
+
+def _seed_buffer() -> Buffer:
+    return Buffer.from_dlpack(torch.randint(0, 1 << 62, (1,)).view(torch.uint64))
 
 
 Unbind = Callable[[torch.Tensor | None, Sequence[int]], Any]

@@ -140,6 +140,8 @@ class _Builder:
 
     def _bind_inputs(self, inputs: Sequence[TensorValue]) -> None:
         for bound, value in zip(self.signature.inputs, inputs, strict=True):
+            if bound.kind == "seed":
+                ops.random.set_seed(value)
             if bound.symbol is not None:
                 self.scalars[bound.symbol] = value
             if bound.node is not None:

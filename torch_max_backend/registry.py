@@ -252,7 +252,7 @@ def reduction(
     *,
     promotion: Promotion = Promotion.DEFAULT,
 ) -> Callable[..., TensorValue]:
-    """Registers a reduction over the schema's ``dim`` (None or empty = all), ``keepdim``, ``dtype``.
+    """Registers a reduction over ``dim`` (None or empty = all), with ``keepdim`` and ``dtype``.
 
     ``body(x, axis)`` reduces one axis and keeps it with size 1; half precision is accumulated in
     float32. The input is cast to ``dtype`` first when the schema has one and it is given.

@@ -21,6 +21,7 @@ from torch_max_backend.accelerators import to_device_ref
 from torch_max_backend.dims import expression, to_dim
 from torch_max_backend.dtypes import to_max
 from torch_max_backend.errors import MaxBackendError
+from torch_max_backend.ops.random import RANDOM_OPERATORS, seed_type
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,10 @@ class GraphInput:
     """One input of the MAX graph.
 
     Args:
-        argument: the position in the arguments of the call.
+        argument: the position in the arguments of the call; -1 for the seed.
         kind: ``"tensor"``; ``"size"``, an int >= 0 passed as an empty (n, 0) tensor that binds a
-            dimension; ``"number"``, an int or float passed as a 0-d int64 or float64 tensor.
+            dimension; ``"number"``, an int or float passed as a 0-d int64 or float64 tensor;
+            ``"seed"``, drawn at each call from torch's default generator.
         type: its MAX type.
         node: the placeholder of a tensor.
         symbol: the name of the symbol that a number stands for.
@@ -116,6 +118,8 @@ def read_signature(gm: GraphModule) -> GraphSignature:
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
     bound_by_tensor = _add_tensors(signature, placeholders)
     _add_numbers(signature, placeholders, bound_by_tensor)
+    if any(node.target in RANDOM_OPERATORS for node in gm.graph.nodes):
+        signature.inputs.append(GraphInput(-1, "seed", seed_type()))
     _add_outputs(signature, gm, placeholders)
     return signature
 

@@ -8,8 +8,8 @@ from max.dtype import DType
 from max.graph import Dim, TensorValue, ops
 
 from torch_max_backend.context import expected_shape
-from torch_max_backend.dims import dim_value
-from torch_max_backend.ops.shape import broadcast, normalize_dim, permute, reshape
+from torch_max_backend.dims import IntLike, dim_value
+from torch_max_backend.ops.shape import broadcast, iota, normalize_dim, permute, reshape
 
 
 def as_index(index: TensorValue, size: Dim) -> TensorValue:
@@ -50,8 +50,6 @@ def gather(x: TensorValue, dim: int, index: TensorValue) -> TensorValue:
 
 def _coordinates(x: TensorValue, axis: int, index: TensorValue) -> TensorValue:
     """(*index.shape, rank): where each element of ``index`` points in ``x``."""
-    from torch_max_backend.ops.shape import iota
-
     shape = list(index.shape)
     columns = []
     for i, size in enumerate(shape):
@@ -100,3 +98,20 @@ def index_put(
     write = ops.scatter_nd_add if accumulate else ops.scatter_nd
     out = write(permute(x, order), permute(full, to_front), stacked)
     return permute(out, sorted(range(x.rank), key=order.__getitem__))
+
+
+def as_strided(
+    x: TensorValue, size: Sequence[IntLike], stride: Sequence[IntLike], offset: IntLike
+) -> TensorValue:
+    """Elements of the flattened x at ``offset + sum(index * stride)``.
+
+    x counts as laid out in row-major order, as every value inside a graph is.
+    """
+    position: TensorValue = dim_value(offset).to(x.device)
+    for axis, (count, step) in enumerate(zip(size, stride, strict=True)):
+        line: list[IntLike] = [1] * len(size)
+        line[axis] = count
+        steps = iota(count, x.device) * dim_value(step).to(x.device)
+        position = position + reshape(steps, line)
+    flat = reshape(x, [-1])
+    return ops.gather(flat, position, axis=0)

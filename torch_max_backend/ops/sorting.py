@@ -18,3 +18,9 @@ def top_k(x: TensorValue, k: int, dim: int, largest: bool) -> tuple[TensorValue,
     run = ops.top_k if largest else ops.bottom_k
     values, indices = run(permute(x, order), k, axis=-1)
     return permute(values, inverse), permute(ops.cast(indices, DType.int64), inverse)
+
+
+def sort(x: TensorValue, dim: int, descending: bool) -> tuple[TensorValue, TensorValue]:
+    """All values along an axis of static size in order, and their int64 indices."""
+    size = int(x.shape[dim % x.rank]) if x.rank else 1
+    return top_k(x, size, dim, largest=descending)
