@@ -10,10 +10,15 @@ NormType = Literal["rmsnorm", "layernorm"]
 NORM_TYPE_CHOICES: tuple[NormType, ...] = get_args(NormType)
 DEFAULT_EPS = 1e-5
 
-NORMS: dict[str, type[nn.RMSNorm] | type[nn.LayerNorm]] = {
-    "rmsnorm": nn.RMSNorm,
-    "layernorm": nn.LayerNorm,
-}
+
+class RMSNorm(nn.RMSNorm):
+    """`torch.nn.RMSNorm` that takes the dtype of its input.
+
+    Under autocast the two differ, where torch's warns and leaves its fast path.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 def make_norm(
@@ -29,12 +34,12 @@ def make_norm(
     With ``eps=None`` an RMSNorm uses the machine epsilon of its input, a LayerNorm 1e-5.
     Raises ValueError for an unknown ``type``.
     """
-    if type not in NORMS:
+    if type not in NORM_TYPE_CHOICES:
         raise ValueError(f"Unsupported norm_type: {type}. Choose one of {NORM_TYPE_CHOICES}.")
     if type == "layernorm":
         eps = DEFAULT_EPS if eps is None else eps
         return nn.LayerNorm(size, eps=eps, device=device, dtype=dtype)
-    return nn.RMSNorm(size, eps=eps, device=device, dtype=dtype)
+    return RMSNorm(size, eps=eps, device=device, dtype=dtype)
 
 
 def is_layer_norm(norm: nn.Module) -> TypeGuard[nn.LayerNorm]:

@@ -27,11 +27,8 @@ class _PatchEmbed(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        for name, size in (("patch_size", patch_size), ("img_size", img_size)):
-            if len(size) != self.num_dims:
-                raise ValueError(
-                    f"{type(self).__name__} needs a {name} of {self.num_dims} ints, got {size}"
-                )
+        self._check_size("patch_size", patch_size)
+        self._check_size("img_size", img_size)
         self.patch_size = tuple(patch_size)
         self.patch = self.conv(
             in_channels, hidden_size, self.patch_size, self.patch_size, device=device, dtype=dtype
@@ -46,22 +43,34 @@ class _PatchEmbed(nn.Module):
         if self.pos_enc is not None:
             self.pos_enc.reset_parameters()
 
+    def _check_size(self, name: str, size: Sequence[int]) -> None:
+        if len(size) != self.num_dims:
+            raise ValueError(
+                f"{type(self).__name__} needs a {name} of {self.num_dims} ints, got {tuple(size)}"
+            )
+
     def tokenized_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """Grid of patches of an image of ``size``; what does not fill a patch is dropped."""
+        self._check_size("size", size)
         return tuple(s // p for s, p in zip(size, self.patch_size, strict=True))
 
     def original_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """Size of the image that has a grid of ``size`` patches."""
+        self._check_size("size", size)
         return tuple(s * p for s, p in zip(size, self.patch_size, strict=True))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *img_size) -> (B, L, D). Raises ValueError for another number of dimensions."""
+    def spatial_size(self, x: Tensor) -> tuple[int, ...]:
+        """Size of the images (B, C, *size). Raises ValueError for another number of dimensions."""
         if x.ndim != 2 + self.num_dims:
             raise ValueError(
                 f"{type(self).__name__} takes (B, C) and {self.num_dims} spatial dimensions, "
                 f"got shape {tuple(x.shape)}"
             )
-        dims = self.tokenized_size(x.shape[2:])
+        return tuple(x.shape[2:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *img_size) -> (B, L, D). Raises ValueError for another number of dimensions."""
+        dims = self.tokenized_size(self.spatial_size(x))
         x = self.patch(x)  # (B, D, *dims)
         x = x.flatten(2).transpose(1, 2)  # (B, L, D)
         if self.pos_enc is not None:

@@ -200,7 +200,7 @@ class ViT(nn.Module):
         self, input: Tensor, unmasked_ratio: float, scale: int, roll: bool = False
     ) -> Tensor:
         """Random mask of the tokens of ``input`` by `tokens.create_mask`: bool (B, L)."""
-        size = self.stem.tokenized_size(input.shape[2:])
+        size = self.stem.tokenized_size(self.stem.spatial_size(input))
         return create_mask(
             size, 1 - unmasked_ratio, input.shape[0], scale, roll, device=input.device
         )
@@ -244,7 +244,7 @@ class ViT(nn.Module):
         """(2, L, Dh), (B, L') -> (2, B, 1, L', Dh)"""
         return rope[:, indices].unsqueeze(2)
 
-    def _check_input(self, x: Tensor) -> None:
+    def _check_dtype(self, x: Tensor) -> None:
         dtype = self.stem.patch.weight.dtype
         if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(
@@ -254,10 +254,10 @@ class ViT(nn.Module):
 
     def _embed(
         self, x: Tensor, mask: Tensor | None, rope_seed: int | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Tokens (B, T, D) that enter the blocks, and their rope (2, ..., T, Dh)."""
-        self._check_input(x)
-        dims = self.stem.tokenized_size(x.shape[2:])
+    ) -> tuple[Tensor, Tensor | None, tuple[int, ...]]:
+        """Tokens (B, T, D) for the blocks, their rope (2, ..., T, Dh), the grid of patches."""
+        self._check_dtype(x)
+        dims = self.stem.tokenized_size(self.stem.spatial_size(x))
         x = self.normalize_patch_embeddings(self.stem(x))  # (B, L, D)
         rope = None if self.rope is None else self._grid_rope(dims, rope_seed)  # (2, L, Dh)
         if mask is not None:
@@ -268,7 +268,7 @@ class ViT(nn.Module):
         x = self.add_prefix_tokens(x)  # (B, T, D)
         if rope is not None:
             rope = pad_rope(rope, self.cls_tokens.shape[1] + self.register_tokens.shape[1])
-        return x, rope
+        return x, rope, dims
 
     def forward(
         self,
@@ -285,8 +285,7 @@ class ViT(nn.Module):
         augmentation of the coordinates in training. Raises ValueError for an input of another dtype
         than the weights outside autocast, of another rank, and for a mask that does not fit.
         """
-        dims = self.stem.tokenized_size(x.shape[2:]) if mask is None else None
-        x, rope = self._embed(x, mask, rope_seed)  # (B, T, D)
+        x, rope, dims = self._embed(x, mask, rope_seed)  # (B, T, D)
         for block in self.blocks:
             if self.config.activation_checkpointing and self.training:
                 x = checkpoint(block, x, rope, use_reentrant=False)
@@ -294,7 +293,12 @@ class ViT(nn.Module):
                 x = block(x, rope)  # (B, T, D)
         if output_norm:
             x = self.output_norm(x)
-        return ViTFeatures(x, self.register_tokens.shape[1], self.cls_tokens.shape[1], dims)
+        return ViTFeatures(
+            x,
+            self.register_tokens.shape[1],
+            self.cls_tokens.shape[1],
+            tokenized_size=dims if mask is None else None,
+        )
 
     @torch.no_grad()
     def forward_attention_weights(self, x: Tensor) -> dict[str, Tensor]:
@@ -302,8 +306,7 @@ class ViT(nn.Module):
 
         The weights to cls and register tokens are left out, so that a grid sums to at most 1.
         """
-        dims = self.stem.tokenized_size(x.shape[2:])
-        x, rope = self._embed(x, None, None)  # (B, T, D)
+        x, rope, dims = self._embed(x, None, None)  # (B, T, D)
         prefix = self.cls_tokens.shape[1] + self.register_tokens.shape[1]
         weights: dict[str, Tensor] = {}
         for i, block in enumerate(self.blocks):
