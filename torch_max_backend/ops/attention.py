@@ -6,8 +6,6 @@ import math
 
 from max.dtype import DType
 from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
-from max.nn.attention import MHAMaskVariant
-from max.nn.kernels import flash_attention_gpu
 
 from torch_max_backend.dims import static
 from torch_max_backend.ops.matmul import matmul
@@ -85,6 +83,10 @@ def _dispatch(
         return _flash_cpu(q, k, v, mask, causal, scale)
     square = q.shape[2] == k.shape[2]
     if mask is None and (square or not causal) and q.dtype in (DType.float16, DType.bfloat16):
+        # imported here: max.nn starts MAX's threads, which a process forked later would lack
+        from max.nn.attention import MHAMaskVariant
+        from max.nn.kernels import flash_attention_gpu
+
         variant = MHAMaskVariant.CAUSAL_MASK if causal else MHAMaskVariant.NULL_MASK
         out = flash_attention_gpu(*map(_swap, (q, k, v)), mask_variant=variant, scale=scale)
         return _swap(out)
