@@ -6,7 +6,6 @@ from torch import Tensor, nn
 INIT_STD = 0.02
 INIT_BOUND = 2 * INIT_STD
 
-Linear = nn.Linear
 Conv = nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
@@ -36,7 +35,7 @@ def zero_bias_if_present(module: nn.Module) -> None:
         nn.init.zeros_(bias)
 
 
-def init_linear(module: Linear) -> None:
+def init_linear(module: nn.Linear) -> None:
     trunc_normal_(module.weight)
     zero_bias_if_present(module)
 
@@ -47,7 +46,7 @@ def init_conv(module: Conv) -> None:
     zero_bias_if_present(module)
 
 
-def zero_linear(module: Linear) -> None:
+def zero_linear(module: nn.Linear) -> None:
     """Makes a residual branch that ends in ``module`` return zero."""
     nn.init.zeros_(module.weight)
     zero_bias_if_present(module)

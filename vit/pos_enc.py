@@ -1,7 +1,8 @@
 """Absolute position encodings: learnable and Fourier."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -150,6 +151,14 @@ class FourierPosition(nn.Module):
         return self.w_fc1(features.to(self.w_fourier.dtype))  # (1, L, D)
 
 
+# kind -> maker(hidden_size, spatial_size, device=, dtype=, ...)
+POSITION_ENCODERS: dict[str, Callable[..., LearnablePosition | FourierPosition | None]] = {
+    "fourier": FourierPosition,
+    "learnable": partial(LearnablePosition, dropout=0.1),
+    "none": lambda *args, **kw: None,
+}
+
+
 def create_position_encoder(
     kind: str, hidden_size: int, spatial_size: Sequence[int], **kw: Any
 ) -> LearnablePosition | FourierPosition | None:
@@ -157,13 +166,9 @@ def create_position_encoder(
 
     Raises ValueError for "rope", which acts in the attention (`vit.rope`), and for an unknown kind.
     """
-    if kind == "none":
-        return None
-    if kind == "learnable":
-        return LearnablePosition(hidden_size, spatial_size, **{"dropout": 0.1, **kw})
-    if kind == "fourier":
-        return FourierPosition(hidden_size, spatial_size, **kw)
-    hint = " (rope is applied in the attention: use 'none' here)" if kind == "rope" else ""
-    raise ValueError(
-        f"Unknown position encoding: {kind!r}{hint}. Choose 'fourier', 'learnable' or 'none'."
-    )
+    if kind not in POSITION_ENCODERS:
+        hint = " (rope acts in the attention: use 'none' here)" if kind == "rope" else ""
+        raise ValueError(
+            f"Unknown position encoding: {kind!r}{hint}. Choose one of {list(POSITION_ENCODERS)}."
+        )
+    return POSITION_ENCODERS[kind](hidden_size, spatial_size, **kw)

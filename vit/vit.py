@@ -279,8 +279,8 @@ class ViT(nn.Module):
     ) -> ViTFeatures:
         """(B, C, *img_size) -> features of T = n_cls + n_register + L tokens.
 
-        ``mask`` (B, L) bool drops the visual tokens where it is False, the same number in each row;
-        the result then has no grid. Tracing a mask as one graph needs
+        ``mask`` (B, L) bool drops the visual tokens where it is False, the same number in each row
+        (checked in eager only); the result then has no grid. Tracing a mask as one graph needs
         ``torch._dynamo.config.capture_dynamic_output_shape_ops = True``. ``rope_seed`` repeats the
         augmentation of the coordinates in training. Raises ValueError for an input of another dtype
         than the weights outside autocast, of another rank, and for a mask that does not fit.

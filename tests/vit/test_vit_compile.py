@@ -227,6 +227,14 @@ def graph_of(fn, *args):
 
 
 @torch.no_grad()
+def test_autocast(model, compiled):
+    m = model()
+    x = torch.randn(2, 3, 32, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same(compiled(m)[0](x), m(x), atol=0.05, rtol=0.05)
+
+
+@torch.no_grad()
 def test_graph_is_lean(model):
     m = model(depth=3)
     ops = graph_of(m, torch.randn(2, 3, 32, 24))

@@ -332,6 +332,25 @@ def test_meta_device(make_config, pos_enc):
     assert torch.equal(m(x).dense_features, reference(x).dense_features)
 
 
+@pytest.mark.parametrize("pos_enc", POS_ENC)
+@pytest.mark.parametrize("training", [False, True])
+def test_forward_stays_on_its_device(make_config, pos_enc, training):
+    """On meta, which no operation mixes with the CPU."""
+    config = make_config(
+        pos_enc=pos_enc,
+        rope_shift_coords=0.1,
+        rope_rescale_coords=1.5,
+        drop_path_rate=0.5,
+        **PREFIX,
+    )
+    m = config.instantiate(device="meta").train(training)
+    for size in ((32, 24), (40, 16)):
+        x = torch.randn(4, 3, *size, device="meta")
+        assert m(x, rope_seed=1).dense_features.is_meta
+        assert m(x).dense_features.is_meta
+        assert m.create_mask(x, 0.5, 1, roll=True).is_meta
+
+
 def test_no_layers(make_config):
     config = make_config(depth=0, **PREFIX)
     m = config.instantiate()
