@@ -8,7 +8,7 @@ resizing by two matrix products, a twentieth of the operators of PyTorch's own d
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ def attention(
 
 
 @attention.register_fake
-def _(query, key, value, attn_mask, is_causal, scale, enable_gqa):  # type: ignore[no-untyped-def]
+def _(query, key, value, attn_mask, is_causal, scale, enable_gqa):
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
@@ -141,7 +141,7 @@ def interpolate(
     spatial = input.shape[-2:]
     scales: Sequence[float | None] = (None, None)
     if size is not None:
-        sizes = [size, size] if isinstance(size, int | torch.SymInt) else list(size)
+        sizes: list[Any] = [size, size] if isinstance(size, int | torch.SymInt) else list(size)
     else:
         pair = scale_factor if isinstance(scale_factor, Sequence) else (scale_factor,) * 2
         sizes = [math.floor(n * s) for n, s in zip(spatial, pair, strict=True)]
@@ -210,7 +210,7 @@ def _kernel(x: Tensor, mode: str, a: float) -> Tensor:
     return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-_REPLACEMENTS = {
+_REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
     torch.nn.functional.scaled_dot_product_attention: scaled_dot_product_attention,
     torch.ops.aten.scaled_dot_product_attention.default: scaled_dot_product_attention,
     torch.nn.functional.interpolate: interpolate,
@@ -228,6 +228,6 @@ def replace_composites(gm: GraphModule) -> GraphModule:
 
 
 def _replace(node: Node) -> None:
-    replacement = _REPLACEMENTS.get(node.target) if node.op == "call_function" else None  # type: ignore[call-overload]
+    replacement = _REPLACEMENTS.get(node.target) if node.op == "call_function" else None
     if replacement is not None:
         node.target = replacement

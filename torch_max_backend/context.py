@@ -1,4 +1,4 @@
-"""What a lowering may ask about the node it is lowering."""
+"""What surrounds a lowering: the node it lowers, and the modes of the compiler around it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ def lowering_of(node: Node) -> Iterator[None]:
         yield
     finally:
         _node.reset(token)
+
+
+@contextmanager
+def real_tensors() -> Iterator[None]:
+    """Lets a block compute on real tensors while AOTAutograd's fake tensor mode is active.
+
+    PyTorch has no public name for this; Inductor reads its constants the same way.
+    """
+    with torch._subclasses.fake_tensor.unset_fake_temporarily():
+        yield
 
 
 def expected(index: int | None = None) -> torch.Tensor:

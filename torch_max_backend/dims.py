@@ -6,6 +6,8 @@ that shapes agree however a lowering computed them.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import sympy
 import torch
 from max.dtype import DType
@@ -14,7 +16,7 @@ from torch.utils._sympy import functions as symbolic
 
 from torch_max_backend.errors import MaxBackendError
 
-IntLike = int | Dim
+IntLike: TypeAlias = int | Dim
 
 
 def expression(value: int | torch.SymInt) -> sympy.Expr:

@@ -233,7 +233,7 @@ def _torch_device(ref: DeviceRef) -> torch.device:
 
 def _number_buffer(kind: str, value: int | float) -> Buffer:
     if kind == "size":
-        return Buffer.from_dlpack(torch.empty(value, 0, dtype=torch.bool))
+        return Buffer.from_dlpack(torch.empty(int(value), 0, dtype=torch.bool))
     dtype = torch.int64 if isinstance(value, int) else torch.float64
     return Buffer.from_dlpack(torch.tensor(value, dtype=dtype))
 

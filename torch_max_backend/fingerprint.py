@@ -26,6 +26,7 @@ from max.driver import accelerator_api, accelerator_architecture_name, accelerat
 from torch.fx import GraphModule, Node
 
 from torch_max_backend import registry
+from torch_max_backend.context import real_tensors
 from torch_max_backend.options import MaxOptions
 
 _PACKAGE = Path(__file__).parent
@@ -112,7 +113,8 @@ class _GraphWriter:
         return " ".join([*parts, self._write(node.meta.get("val"))])
 
     def _constant(self, tensor: torch.Tensor) -> str:
-        data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        with real_tensors():
+            data = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
         return f"{self._tensor(tensor)} {hashlib.sha256(data).hexdigest()}"
 
     def _tensor(self, value: torch.Tensor) -> str:

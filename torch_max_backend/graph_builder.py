@@ -18,7 +18,7 @@ from torch.fx.node import map_aggregate
 
 from torch_max_backend import registry
 from torch_max_backend.accelerators import to_device_ref
-from torch_max_backend.context import lowering_of
+from torch_max_backend.context import lowering_of, real_tensors
 from torch_max_backend.dims import dim_value, expression, static, to_dim, to_int_or_dim
 from torch_max_backend.dtypes import to_max
 from torch_max_backend.errors import (
@@ -162,13 +162,13 @@ class _Builder:
 
     def _constant(self, node: Node) -> TensorValue:
         tensor = getattr(self.gm, str(node.target))
-        ref = to_device_ref(tensor.device)
-        array = tensor.detach().cpu().contiguous()
-        return ops.constant(array, to_max(tensor.dtype), device=ref)
+        with real_tensors():
+            array = tensor.detach().cpu().contiguous()
+            return ops.constant(array, to_max(tensor.dtype), device=to_device_ref(tensor.device))
 
     def _call(self, node: Node) -> Any:
         if node.target is operator.getitem:
-            return self.values[node.args[0]][node.args[1]]
+            return self.values[node.args[0]][node.args[1]]  # type: ignore[index]
         if node.target in _ASSERTIONS:
             return None
         row = registry.find(node.target)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from typing import TypeAlias
 
 import torch
 from max.dtype import DType
@@ -15,8 +16,8 @@ from max.graph import DeviceRef, Dim, TensorValue, ops
 from torch_max_backend.dims import dim_value
 from torch_max_backend.dtypes import to_max, to_torch
 
-Number = bool | int | float
-Operand = TensorValue | Number | Dim
+Number: TypeAlias = bool | int | float
+Operand: TypeAlias = TensorValue | Number | Dim
 
 HALF = (DType.float16, DType.bfloat16)
 

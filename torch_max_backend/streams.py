@@ -28,7 +28,7 @@ class StreamOrder:
             current.wait_stream(stream)
 
     def _pairs(self) -> list[tuple[torch.cuda.Stream, torch.cuda.Stream]]:
-        pairs = []
+        pairs: list[tuple[torch.cuda.Stream, torch.cuda.Stream]] = []
         for device in self._devices:
             if device.api == "metal":  # no stream handles to share: wait on the host
                 torch.mps.synchronize()

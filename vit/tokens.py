@@ -38,7 +38,10 @@ def kept_indices(mask: Tensor) -> Tensor:
             f"{int(counts.min())} to {int(counts.max())}: make it with create_mask"
         )
     tokens = mask.nonzero()[:, 1]  # (N * kept,), row-major
-    return tokens.view(mask.shape[0], tokens.shape[0] // max(mask.shape[0], 1))  # (N, kept)
+    kept = tokens.shape[0] // max(mask.shape[0], 1)
+    if torch.compiler.is_compiling():
+        torch._check(kept != 0)  # attention asks whether there are tokens at all
+    return tokens.view(mask.shape[0], kept)  # (N, kept)
 
 
 def take_tokens(x: Tensor, indices: Tensor) -> Tensor:

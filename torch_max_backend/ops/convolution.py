@@ -118,7 +118,7 @@ def _direct(
     weight = permute(weight, [*range(2, spatial + 2), 1, 0])  # (k..., C / groups, O)
     pads = tuple(p for pair in padding for p in pair)
     run = ops.conv3d if spatial == 3 else ops.conv2d
-    out = run(x, weight, tuple(stride), tuple(dilation), pads, groups)  # type: ignore[arg-type]
+    out = run(x, weight, tuple(stride), tuple(dilation), pads, groups)
     out = permute(out, [0, spatial + 1, *range(1, spatial + 1)])
     if rank == 1:
         out = reshape(out, [out.shape[0], out.shape[1], out.shape[3]])

@@ -26,7 +26,7 @@ def index_tensor(x: TensorValue, indices: Sequence[TensorValue | None]) -> Tenso
     else in front.
     """
     axes = [axis for axis, index in enumerate(indices) if index is not None]
-    chosen = [as_index(indices[axis], x.shape[axis]) for axis in axes]  # type: ignore[arg-type]
+    chosen = [as_index(indices[axis], x.shape[axis]) for axis in axes]
     if len(axes) == 1:
         return ops.gather(x, chosen[0], axes[0])
     rest = [axis for axis in range(x.rank) if axis not in axes]
@@ -81,7 +81,7 @@ def index_put(
     """``x[indices] = values`` (or ``+=``) with integer tensors."""
     axes = [axis for axis, index in enumerate(indices) if index is not None]
     rest = [axis for axis in range(x.rank) if axis not in axes]
-    chosen = [as_index(indices[axis], x.shape[axis]) for axis in axes]  # type: ignore[arg-type]
+    chosen = [as_index(indices[axis], x.shape[axis]) for axis in axes]
     rank = max(index.rank for index in chosen)
     widest = [Dim(1)] * rank
     for index in chosen:

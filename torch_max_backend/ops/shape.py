@@ -90,7 +90,7 @@ def slice_axis(
         return x  # a slice that keeps every element
     n = static(length)
     if n is not None and all(b is None or isinstance(b, int) for b in (start, stop)):
-        first, last, _ = slice(start, stop).indices(n)  # type: ignore[misc]
+        first, last, _ = slice(start, stop).indices(n)
         bounds: slice = slice(first, max(first, last), step)
     else:
         first_value = _bound(start, length, 0)
@@ -237,14 +237,14 @@ def pad_constant(x: TensorValue, pad: Sequence[IntLike], value: object) -> Tenso
         paddings[2 * axis], paddings[2 * axis + 1] = max(before, 0), max(after, 0)
     if not any(paddings):
         return x
-    fill = as_tensor(value, x.dtype, DeviceRef.CPU())  # type: ignore[arg-type]
+    fill = as_tensor(value, x.dtype, DeviceRef.CPU())
     if x.dtype == DType.bool:
         return ops.cast(
             ops.pad(ops.cast(x, DType.uint8), paddings, value=ops.cast(fill, DType.uint8)),
             DType.bool,
         )
     if any(static(d) == 0 for d in shape):
-        return broadcast(as_tensor(value, x.dtype, x.device), expected_shape())  # type: ignore[arg-type]
+        return broadcast(as_tensor(value, x.dtype, x.device), expected_shape())
     return ops.pad(x, paddings, value=fill)
 
 
