@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from torch_max_backend.options import MaxOptions
     from torch_max_backend.registry import MAPPING_TORCH_ATEN_TO_MAX, register_lowering
+    from torch_max_backend.sizes import generic_sizes
 
 __version__ = "0.1.0"
 _EXPORTS = {
@@ -33,6 +34,7 @@ _EXPORTS = {
     "OptionError": "errors",
     "RegistrationError": "errors",
     "UnsupportedOpsError": "errors",
+    "generic_sizes": "sizes",
     "get_accelerators": "accelerators",
     "max_backend": "compiler",
     "register_lowering": "registry",
@@ -47,6 +49,7 @@ __all__ = [
     "OptionError",
     "RegistrationError",
     "UnsupportedOpsError",
+    "generic_sizes",
     "get_accelerators",
     "max_backend",
     "register_lowering",

@@ -1,14 +1,13 @@
 """THE TABLE: one row or one short function per ATen operator, A-Z by overload name.
 
 To add an operator: a row ``pointwise(overload, function)`` or ``reduction(overload, function)``, or
-a function whose signature is the schema; a body over a dozen lines goes to ``ops/``. Backward and
-optimiser operators are in aten_backward.py.
+a function whose signature is the schema; a body over a dozen lines goes to ``ops/``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from max.dtype import DType
@@ -36,7 +35,7 @@ from torch_max_backend.promotion import (
 from torch_max_backend.registry import lowering, pointwise, reduction
 
 aten = torch.ops.aten
-Scalar = Number | Dim | TensorValue
+Scalar: TypeAlias = Number | Dim | TensorValue
 FLOAT = Promotion.INT_TO_FLOAT
 BOOL = Promotion.ALWAYS_BOOL
 
@@ -314,8 +313,8 @@ def aten_empty_like(
 
 
 eq = pointwise((aten.eq.Scalar, aten.eq.Tensor), ops.equal, promotion=BOOL)
-erf = pointwise(aten.erf.default, ops.erf, promotion=FLOAT)
-exp = pointwise(aten.exp.default, ops.exp, promotion=FLOAT)
+erf = pointwise(aten.erf.default, math_ops.erf, promotion=FLOAT)
+exp = pointwise(aten.exp.default, math_ops.exp, promotion=FLOAT)
 exp2 = pointwise(aten.exp2.default, math_ops.exp2, promotion=FLOAT)
 
 
@@ -435,9 +434,9 @@ def aten_lift_fresh_copy(self: TensorValue) -> TensorValue:
     return self
 
 
-log = pointwise(aten.log.default, ops.log, promotion=FLOAT)
+log = pointwise(aten.log.default, math_ops.log, promotion=FLOAT)
 log10 = pointwise(aten.log10.default, math_ops.log10, promotion=FLOAT)
-log1p = pointwise(aten.log1p.default, ops.log1p, promotion=FLOAT)
+log1p = pointwise(aten.log1p.default, math_ops.log1p, promotion=FLOAT)
 log2 = pointwise(aten.log2.default, math_ops.log2, promotion=FLOAT)
 logical_and = pointwise(aten.logical_and.default, math_ops.logical_and, promotion=BOOL)
 logical_not = pointwise(aten.logical_not.default, math_ops.logical_not, promotion=BOOL)
@@ -550,6 +549,12 @@ def aten_native_layer_norm(
 
 ne = pointwise((aten.ne.Scalar, aten.ne.Tensor), ops.not_equal, promotion=BOOL)
 neg = pointwise(aten.neg.default, ops.negate)
+
+
+@lowering(aten.nonzero.default)
+def aten_nonzero(self: TensorValue) -> TensorValue:
+    """nonzero(Tensor self) -> Tensor"""
+    return ops.nonzero(self, expected_shape()[0])
 
 
 @lowering(aten.permute.default)
@@ -892,3 +897,15 @@ def torch_max_backend_attention(
 ) -> TensorValue:
     """attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, bool is_causal, float scale, bool enable_gqa) -> Tensor"""
     return attention_ops.attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+
+
+@lowering(torch.ops.torch_max_backend.rms_norm.default)
+def torch_max_backend_rms_norm(
+    input: TensorValue,
+    normalized_shape: Sequence[IntLike],
+    weight: TensorValue | None,
+    eps: float,
+) -> TensorValue:
+    """rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, float eps) -> Tensor"""
+    out = normalization.rms_norm(input, normalized_shape, weight, eps)
+    return math_ops.cast_value(out, to_max(expected().dtype))

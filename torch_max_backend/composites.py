@@ -1,8 +1,9 @@
 """Composite functions that must not reach AOTAutograd as PyTorch would decompose them.
 
 AOTAutograd expands composite functions before a decomposition table is asked. Here they are
-replaced in Dynamo's graph: attention by one custom operator, so that it arrives whole, and image
-resizing by two matrix products, a twentieth of the operators of PyTorch's own decomposition.
+replaced in Dynamo's graph: attention and RMS normalisation by one custom operator each, so that
+they arrive whole, and image resizing by two matrix products, a twentieth of the operators of
+PyTorch's own decomposition.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 _LIBRARY = "torch_max_backend"
+_HALF = (torch.float16, torch.bfloat16)
 
 
 @torch.library.custom_op(f"{_LIBRARY}::attention", mutates_args=())
@@ -120,6 +122,61 @@ def scaled_dot_product_attention(
     return attention(query, key, value, attn_mask, is_causal, float(scale), enable_gqa)
 
 
+@torch.library.custom_op(f"{_LIBRARY}::rms_norm", mutates_args=())
+def _rms_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float
+) -> Tensor:
+    """input / rms(input) * weight over the trailing axes, computed in float32 for half."""
+    return F.rms_norm(input, list(normalized_shape), weight, eps).contiguous()
+
+
+@_rms_norm.register_fake
+def _(input, normalized_shape, weight, eps):  # type: ignore[no-untyped-def]
+    dtype = input.dtype if weight is None else torch.result_type(input, weight)
+    return torch.empty(input.shape, dtype=dtype, device=input.device)
+
+
+def _rms_norm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, ctx.normalized_shape, weight, ctx.eps = inputs
+    ctx.save_for_backward(input, weight)
+
+
+def _rms_norm_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    input, weight = ctx.saved_tensors
+    wide = torch.float32 if input.dtype in _HALF else input.dtype
+    axes = list(range(-len(ctx.normalized_shape), 0))
+    x, g = input.to(wide), grad.to(wide)
+    rstd = torch.rsqrt(x.square().mean(axes, keepdim=True) + ctx.eps)
+    normalized = x * rstd
+    scaled = g if weight is None else g * weight.to(wide)
+    inner = (scaled * normalized).mean(axes, keepdim=True)
+    grad_input = (rstd * (scaled - normalized * inner)).to(input.dtype)
+    grad_weight = None
+    if weight is not None:
+        grad_weight = (g * normalized).sum_to_size(weight.shape).to(weight.dtype)
+    return grad_input, None, grad_weight, None
+
+
+_rms_norm.register_autograd(_rms_norm_backward, setup_context=_rms_norm_setup)
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """torch.nn.functional.rms_norm kept whole.
+
+    Without eps PyTorch takes the machine epsilon of the dtype it computes in.
+    """
+    if not input.is_floating_point():
+        return F.rms_norm(input, list(normalized_shape), weight, eps)
+    if eps is None:
+        eps = torch.finfo(torch.float32 if input.dtype in _HALF else input.dtype).eps
+    return _rms_norm(input, normalized_shape, weight, eps)
+
+
 def interpolate(
     input: Tensor,
     size: Any = None,
@@ -147,7 +204,7 @@ def interpolate(
         sizes = [math.floor(n * s) for n, s in zip(spatial, pair, strict=True)]
         if not recompute_scale_factor:
             scales = pair
-    wide = torch.float32 if input.dtype in (torch.float16, torch.bfloat16) else input.dtype
+    wide = torch.float32 if input.dtype in _HALF else input.dtype
     rows, columns = (
         _resize_matrix(n, m, s, mode, bool(align_corners), antialias, wide, input.device)
         for n, m, s in zip(spatial, sizes, scales, strict=True)
@@ -214,6 +271,8 @@ _REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
     torch.nn.functional.scaled_dot_product_attention: scaled_dot_product_attention,
     torch.ops.aten.scaled_dot_product_attention.default: scaled_dot_product_attention,
     torch.nn.functional.interpolate: interpolate,
+    torch.nn.functional.rms_norm: rms_norm,
+    torch.rms_norm: rms_norm,
 }
 
 

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
+from max.dtype import DType
 from max.graph import TensorValue, ops
 
 from torch_max_backend.dims import IntLike, static
-from torch_max_backend.dtypes import to_torch
+from torch_max_backend.ops.elementwise import exp
+from torch_max_backend.ops.elementwise import log as logarithm
 from torch_max_backend.ops.shape import reshape
 from torch_max_backend.promotion import accumulation_dtype
 
@@ -54,21 +55,11 @@ def layer_norm(
 
 
 def rms_norm(
-    x: TensorValue,
-    normalized_shape: Sequence[IntLike],
-    weight: TensorValue | None,
-    eps: float | None,
-) -> tuple[TensorValue, TensorValue]:
-    """(out, rstd) of root mean square normalisation (Zhang and Sennrich, 2019).
-
-    eps None is the machine epsilon of the dtype the statistics are computed in.
-    """
+    x: TensorValue, normalized_shape: Sequence[IntLike], weight: TensorValue | None, eps: float
+) -> TensorValue:
+    """Root mean square normalisation (Zhang and Sennrich, 2019), in float32 for half."""
     flat = _flatten_trailing(x, normalized_shape)
-    if eps is None:
-        eps = torch.finfo(to_torch(flat.dtype)).eps
-    out = ops.rms_norm(flat, _affine(weight, flat, 1.0), eps)
-    rstd = ops.rsqrt(ops.mean(flat * flat, -1) + eps)
-    return _restore(out, x), *_statistics(x, normalized_shape, rstd)
+    return reshape(ops.rms_norm(flat, _affine(weight, flat, 1.0), eps), list(x.shape))
 
 
 def _restore(out: TensorValue, x: TensorValue) -> TensorValue:
@@ -137,6 +128,11 @@ def softmax(x: TensorValue, axis: int, *, log: bool = False) -> TensorValue:
         finite = x - x  # NaN stays NaN
         return finite + value
     wide = accumulation_dtype(x.dtype)
+    if wide == DType.float64:  # MAX's exp has 12 digits there
+        shifted = x - ops.max(x, axis % x.rank)
+        powers = exp(shifted)
+        total = ops.sum(powers, axis % x.rank)
+        return shifted - logarithm(total) if log else powers / total
     kernel = ops.logsoftmax if log else ops.softmax
     return kernel(x if x.dtype == wide else ops.cast(x, wide), axis % x.rank)
 

@@ -6,7 +6,7 @@ from max.dtype import DType
 from max.graph import TensorValue, ops
 
 from torch_max_backend.dims import static
-from torch_max_backend.ops.elementwise import constant
+from torch_max_backend.ops.elementwise import constant, exp, log
 from torch_max_backend.ops.shape import broadcast, drop_axes, normalize_dim, reshape
 
 
@@ -97,4 +97,4 @@ def logsumexp(x: TensorValue, axis: int) -> TensorValue:
     """log(sum(exp(x))) shifted by the maximum; infinite maxima stay finite shifts."""
     peak = max_axis(x, axis)
     shift = ops.where(ops.is_inf(peak), constant(0, peak), peak)
-    return ops.log(ops.sum(ops.exp(x - shift), axis)) + shift
+    return log(ops.sum(exp(x - shift), axis)) + shift
