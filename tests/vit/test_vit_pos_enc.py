@@ -225,6 +225,7 @@ def test_rope_leaves_prefix_tokens():
     torch.testing.assert_close(y[..., :3, :], x[..., :3, :], atol=0, rtol=0)
     torch.testing.assert_close(y[..., 3:, :], apply_rope(x[..., 3:, :], rope), atol=0, rtol=0)
     # The padded form, which the model uses, is the same to the last bit.
+    assert pad_rope(rope, 3).shape == (2, 15, 16)
     torch.testing.assert_close(apply_rope(x, pad_rope(rope, 3)), y, atol=0, rtol=0)
     batched = torch.stack([rope, rope.flip(1)], dim=1).unsqueeze(2)  # (2, B, 1, L, Dh)
     z = apply_rope(x, batched)
