@@ -22,7 +22,7 @@ VOLUME = {"patch_size": (4, 8, 8), "img_size": (8, 24, 16)}  # a grid of 2 x 3 x
 
 @pytest.fixture(autouse=True, scope="package")
 def one_thread() -> Iterator[None]:
-    """The tensors are tiny: more threads only wait for each other, for minutes on a busy machine."""
+    """The tensors are tiny: more threads only wait for each other on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
