@@ -1,7 +1,8 @@
 """Graphs to MAX executables: pending graphs of one program, the session, the disk cache.
 
-Graphs that are waiting when the first of them is run (forward and backward, the pieces between
-graph breaks) are compiled as one MAX module: the fixed cost of a compile, 10 to 15 s, is paid once.
+Graphs that are waiting when the first of them is run (several compiled functions, a forward and a
+backward with dynamic sizes) are compiled as one MAX module: the fixed cost of a compile, 10 to
+15 s, is paid once. With static sizes AOTAutograd hands over the backward when it is first run.
 """
 
 from __future__ import annotations

@@ -60,13 +60,23 @@ def _compile(
     settings: MaxOptions,
     kind: str,
     start: float | None,
-) -> CompiledGraph:
+) -> Callable[[list[Any]], list[Any]]:
     if flags.verbose_enabled():
         log.warning("%s graph\n%s", kind, describe_graph(gm))
     compiled = compile_graph(gm, settings, kind=kind, weights=_static_arguments(kind))
     if start is not None and profiling.enabled():
         profiling.record(compiled.name, "trace", start, time.perf_counter())
-    return compiled
+    return _boxed(compiled) if kind == "backward" else compiled
+
+
+def _boxed(compiled: CompiledGraph) -> Callable[[list[Any]], list[Any]]:
+    """A plain function: Dynamo wraps the backward and copies a callable's attributes."""
+
+    def call(args: list[Any]) -> list[Any]:
+        return compiled(args)
+
+    call._boxed_call = True  # type: ignore[attr-defined]
+    return call
 
 
 def _static_arguments(kind: str) -> list[int]:

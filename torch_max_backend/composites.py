@@ -131,7 +131,7 @@ def _rms_norm(
 
 
 @_rms_norm.register_fake
-def _(input, normalized_shape, weight, eps):  # type: ignore[no-untyped-def]
+def _(input, normalized_shape, weight, eps):
     dtype = input.dtype if weight is None else torch.result_type(input, weight)
     return torch.empty(input.shape, dtype=dtype, device=input.device)
 

@@ -70,8 +70,6 @@ class CompiledGraph:
         prepare: returns the MAX model, compiling if need be; None while a background compile runs.
     """
 
-    _boxed_call = True  # AOTAutograd hands the arguments over in one list
-
     def __init__(
         self,
         name: str,
@@ -82,6 +80,7 @@ class CompiledGraph:
     ) -> None:
         self.name = name
         self.signature = signature
+        self._boxed_call = True  # AOTAutograd hands the arguments over in one list
         self._eager: GraphModule | None = gm
         self._prepare = prepare
         self._model: Model | None = None
@@ -183,7 +182,7 @@ class CompiledGraph:
                 f"argument {self._inputs[slot][0]} of {self.name} is on {value.device}, the graph "
                 f"was compiled for {device}; move it there with .to({str(device)!r})"
             )
-        tensor = value.detach() if value.requires_grad else value
+        tensor = value.detach()  # a weight's own object must not be kept alive by its buffer
         if not tensor.is_contiguous():
             return Buffer.from_dlpack(tensor.contiguous())
         buffer = Buffer.from_dlpack(tensor)

@@ -21,5 +21,7 @@ def generic_sizes() -> Iterator[None]:
 
     Sets two experimental options of PyTorch's symbolic shapes for the duration of the block.
     """
-    with symbolic_config.patch(backed_size_oblivious=True, use_duck_shape=False):
+    with symbolic_config.patch(  # type: ignore[attr-defined]
+        backed_size_oblivious=True, use_duck_shape=False
+    ):
         yield

@@ -1,0 +1,289 @@
+"""What a compiled graph does at run time: weights, aliases, layouts, mutation, threads, training.
+
+All graphs of this file are traced first and compiled as one MAX module.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+
+from torch_max_backend import compiler, max_backend
+from torch_max_backend.executable import CompiledGraph
+
+
+class Program:
+    """Functions by name, traced through ``torch.compile``; nothing runs on MAX before ``start``."""
+
+    def __init__(self) -> None:
+        self.running = False
+        self.functions: dict[str, Callable[..., Any]] = {}
+        self.modules: dict[str, nn.Module] = {}
+        self.graphs: dict[str, list[CompiledGraph]] = {}
+
+    def add(self, name: str, function: Callable[..., Any], *example: Any, **settings: Any) -> None:
+        """Traces ``function`` with example inputs; calls are answered by eager until ``start``."""
+        graphs = self.graphs[name] = []
+
+        def backend(gm: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+            assert not self.running, "a recompile"
+            original = compiler.compile_graph
+
+            def record(*args: Any, **kwargs: Any) -> CompiledGraph:
+                graphs.append(original(*args, **kwargs))
+                return graphs[-1]
+
+            with mock.patch.object(compiler, "compile_graph", record):
+                compiled = max_backend(gm, inputs)
+            return lambda *args: compiled(*args) if self.running else gm(*args)
+
+        compiled = torch.compile(function, backend=backend, fullgraph=True, **settings)
+        compiled(*example)
+        self.functions[name] = compiled
+        if isinstance(function, nn.Module):
+            self.modules[name] = function
+
+    def start(self) -> None:
+        self.running = True
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        return self.functions[name]
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 4))
+        self.register_buffer("offset", torch.randn(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x) + self.offset
+
+
+class Counter(nn.Module):
+    """Writes to a buffer and to its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.randn(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.mean.mul_(0.9).add_(x.mean(0), alpha=0.1)
+        x.add_(1.0)
+        return x * self.mean
+
+
+def layouts(x: torch.Tensor) -> tuple[Any, ...]:
+    """Results whose strides, aliases or kinds matter."""
+    y = x * 2 + 1
+    return (
+        y,
+        y,
+        None,
+        7,
+        x,
+        x.view(-1),
+        x.t(),
+        y.t(),
+        y.unsqueeze(1).expand(-1, 3, -1),
+        y[:, ::2],
+        y.permute(1, 0).contiguous().permute(1, 0),
+        x.clone(),
+        x.reshape(-1).clone(),
+        x[1:].clone(),
+        y.sum(),
+    )
+
+
+def sizes(x: torch.Tensor, count: int, factor: float) -> tuple[Any, ...]:
+    """Dynamic sizes, int and float arguments, int results."""
+    return x * count + factor, x.shape[0] * 2 + count, torch.arange(x.shape[1]) - count
+
+
+def empties(x: torch.Tensor, scalar: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """0-size and 0-d inputs."""
+    return x.sum(0) * scalar, x @ x.t(), torch.cat([x, x]), scalar + 1
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    traced = Program()
+    with torch.no_grad():
+        traced.add("mlp", Mlp().eval(), torch.randn(3, 8))
+        traced.add("layouts", layouts, torch.randn(4, 6))
+        traced.add("strided", lambda x: x.exp() + x, torch.randn(6, 4).t())
+        traced.add("sizes", sizes, torch.randn(3, 5), 7, 0.5, dynamic=True)
+        traced.add("empties", empties, torch.randn(0, 4), torch.tensor(2.5))
+        traced.add("counter", Counter(), torch.randn(3, 8))
+        traced.add("dropout", lambda x: nn.functional.dropout(x, 0.25), torch.ones(64, 64))
+    traced.add("training", Mlp(), torch.randn(3, 8))
+    traced.start()
+    return traced
+
+
+@torch.no_grad()
+def check_mlp(program: Program, x: torch.Tensor) -> None:
+    torch.testing.assert_close(program["mlp"](x), program.modules["mlp"](x))
+
+
+def test_one_module_serves_all(program: Program) -> None:
+    check_mlp(program, torch.randn(3, 8))
+    graphs = [graph for graphs in program.graphs.values() for graph in graphs]
+    assert len(graphs) == len(program.graphs)  # the backward comes when it is run
+    assert all(graph.model is not None for graph in graphs)
+
+
+@pytest.mark.parametrize("change", ["in place", "data", "state dict", "resize", "buffer"])
+def test_changed_weights_are_seen(program: Program, change: str) -> None:
+    module, x = program.modules["mlp"], torch.randn(3, 8)
+    with torch.no_grad():
+        before = program["mlp"](x)
+        weight = module.layers[0].weight
+        if change == "in place":
+            weight.mul_(2.0)
+        elif change == "data":
+            weight.data = torch.randn_like(weight)
+        elif change == "state dict":
+            module.load_state_dict({k: torch.randn_like(v) for k, v in module.state_dict().items()})
+        elif change == "resize":
+            weight.data.resize_(640, 640)  # moves the storage under the weight
+            weight.normal_()
+        else:
+            module.offset.normal_()
+        after = program["mlp"](x)
+    assert not torch.allclose(before, after)
+    check_mlp(program, x)
+
+
+def test_weights_are_bound_once(program: Program) -> None:
+    x = torch.randn(3, 8)
+    (graph,) = program.graphs["mlp"]
+    check_mlp(program, x)
+    bound = [weight.buffer for weight in graph._weights if weight is not None]
+    check_mlp(program, x)
+    again = [weight.buffer for weight in graph._weights if weight is not None]
+    state = program.modules["mlp"].state_dict()
+    assert len(bound) == len(state)
+    assert all(a is b for a, b in zip(bound, again, strict=True))
+
+
+def test_a_dead_weight_is_released(program: Program) -> None:
+    (graph,) = program.graphs["counter"]
+    tensor = torch.randn(3, 8)
+    slot = next(i for i, (_, kind, _, _) in enumerate(graph._inputs) if kind == "tensor")
+    graph._bind_tensor(slot, tensor, is_weight=True)
+    assert graph._weights[slot] is not None
+    del tensor
+    gc.collect()
+    assert graph._weights[slot] is None
+
+
+def test_results_are_laid_out_as_eager_lays_them_out(program: Program) -> None:
+    x = torch.randn(4, 6)
+    with torch.no_grad():
+        got, want = program["layouts"](x), layouts(x)
+    for place, (a, b) in enumerate(zip(got, want, strict=True)):
+        if not isinstance(b, torch.Tensor):
+            assert a == b and type(a) is type(b), place
+            continue
+        torch.testing.assert_close(a, b, msg=lambda text, place=place: f"{place}: {text}")
+        assert a.stride() == b.stride(), place
+        aliases = b.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+        assert (a.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()) == aliases, place
+    assert got[0] is got[1] and got[4] is x
+
+
+def test_strided_inputs(program: Program) -> None:
+    for x in (torch.randn(6, 4).t(), torch.randn(6, 4).t().clone().t().contiguous().t()):
+        with torch.no_grad():
+            torch.testing.assert_close(program["strided"](x), x.exp() + x)
+
+
+def test_unaligned_input(program: Program) -> None:
+    x = torch.randn(1 + 24)[1:].view(4, 6)  # 4 bytes past an allocation's start
+    with torch.no_grad():
+        for a, b in zip(program["layouts"](x), layouts(x), strict=True):
+            if isinstance(b, torch.Tensor):
+                torch.testing.assert_close(a, b)
+
+
+def test_dynamic_sizes_and_numbers(program: Program) -> None:
+    for rows, columns, count, factor in [(3, 5, 7, 0.5), (4, 9, -3, 2.25), (7, 2, 11, -1.0)]:
+        x = torch.randn(rows, columns)
+        with torch.no_grad():
+            got, want = program["sizes"](x, count, factor), sizes(x, count, factor)
+        torch.testing.assert_close(got[0], want[0])
+        assert got[1] == want[1] and type(got[1]) is int
+        assert torch.equal(got[2], want[2]) and got[2].dtype == want[2].dtype
+
+
+def test_empty_and_scalar_inputs(program: Program) -> None:
+    x, scalar = torch.randn(0, 4), torch.tensor(-1.5)
+    with torch.no_grad():
+        for a, b in zip(program["empties"](x, scalar), empties(x, scalar), strict=True):
+            assert a.shape == b.shape and torch.equal(a, b)
+
+
+def test_mutated_input_and_buffer(program: Program) -> None:
+    module = program.modules["counter"]
+    x, twin = torch.randn(3, 8), Counter()
+    twin.mean.copy_(module.mean)
+    same = x.clone()
+    for _ in range(2):
+        with torch.no_grad():
+            torch.testing.assert_close(program["counter"](x), twin(same))
+        torch.testing.assert_close(x, same)
+        torch.testing.assert_close(module.mean, twin.mean)
+
+
+def test_random_numbers_follow_torch_seed(program: Program) -> None:
+    x = torch.ones(64, 64)
+    with torch.no_grad():
+        torch.manual_seed(5)
+        first, second = program["dropout"](x), program["dropout"](x)
+        torch.manual_seed(5)
+        assert torch.equal(program["dropout"](x), first)
+    assert not torch.equal(first, second)
+    kept = (first != 0).float().mean().item()
+    assert abs(kept - 0.75) < 5 * (0.75 * 0.25 / x.numel()) ** 0.5
+    assert torch.allclose(first[first != 0], torch.tensor(1 / 0.75))
+
+
+def test_training_step(program: Program) -> None:
+    module, x = program.modules["training"], torch.randn(3, 8)
+    program["training"](x).square().sum().backward()
+    got = {name: p.grad.clone() for name, p in module.named_parameters()}
+    module.zero_grad()
+    module(x).square().sum().backward()
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(got[name], parameter.grad, msg=lambda t, n=name: f"{n}: {t}")
+
+
+def test_eight_threads_share_a_graph(program: Program) -> None:
+    inputs = [torch.randn(3, 8) for _ in range(8)]
+    with torch.no_grad():
+        expected = [program.modules["mlp"](x) for x in inputs]
+    wrong: list[int] = []
+
+    def work(place: int) -> None:
+        with torch.no_grad():
+            for _ in range(50):
+                if not torch.allclose(program["mlp"](inputs[place]), expected[place], atol=1e-5):
+                    wrong.append(place)
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not wrong
