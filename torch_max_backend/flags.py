@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
+log = logging.getLogger(__name__)
 _TRUE = {"1", "true", "yes"}
 
 
@@ -34,4 +36,9 @@ def cache_directory() -> str | None:
 
 def cache_size_limit() -> int:
     """TORCH_MAX_BACKEND_CACHE_SIZE: bytes the cache may take, 4 GiB by default."""
-    return int(os.environ.get("TORCH_MAX_BACKEND_CACHE_SIZE", 4 << 30))
+    size = os.environ.get("TORCH_MAX_BACKEND_CACHE_SIZE", "").strip()
+    if size.isdecimal():
+        return int(size)
+    if size:
+        log.warning("TORCH_MAX_BACKEND_CACHE_SIZE=%r is no number of bytes; using 4 GiB", size)
+    return 4 << 30

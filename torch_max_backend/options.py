@@ -56,7 +56,7 @@ class MaxOptions:
         known = [option.name for option in dataclasses.fields(cls)]
         for name in options:
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+                close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
                 raise OptionError(
                     f"unknown option {name!r} for backend 'max'; the nearest is {close[0]!r}. "
                     f"Known options: {', '.join(known)}"
