@@ -1,7 +1,7 @@
 """The disk cache of MAX executables.
 
-One file per program: a line of JSON (checksum, order of the graphs), then the executable. Files
-are written beside and renamed; a file that is short, altered or unreadable is a miss and is
+One file per program: a line of JSON (key, order of the graphs, checksum), then the executable.
+Files are written beside and renamed; a file that is short, altered or unreadable is a miss and is
 removed (MAX crashes on altered executables, so the checksum is compared before MAX sees a byte).
 """
 
@@ -13,9 +13,10 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_path
 
@@ -23,7 +24,7 @@ from torch_max_backend import flags
 
 log = logging.getLogger(__name__)
 _SUFFIX = ".max"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ def load(key: str) -> Entry | None:
         return None
     try:
         head, _, executable = data.partition(b"\n")
-        meta = json.loads(head)
+        meta = dict(json.loads(head))
         if meta["format"] != _FORMAT or meta["key"] != key:
             raise ValueError("made for another key or by another version")
-        if meta["sha256"] != hashlib.sha256(executable).hexdigest():
+        if meta.pop("sha256") != _checksum(meta, executable):
             raise ValueError("the checksum differs")
     except (ValueError, KeyError, TypeError) as error:
         log.warning("removing the damaged cache entry %s: %s", path, error)
@@ -72,12 +73,8 @@ def store(key: str, executable: bytes, order: Sequence[int], graphs: Sequence[st
 
     A cache that cannot be written costs time, not results: it is logged and passed over.
     """
-    head = {
-        "format": _FORMAT,
-        "key": key,
-        "order": list(order),
-        "sha256": hashlib.sha256(executable).hexdigest(),
-    }
+    head: dict[str, Any] = {"format": _FORMAT, "key": key, "order": list(order)}
+    head["sha256"] = _checksum(head, executable)
     try:
         _write(_path(key), json.dumps(head).encode() + b"\n" + executable)
         for graph in graphs:
@@ -100,6 +97,13 @@ def clear() -> int:
     for path in [*entries, *directory().glob("graphs/*")]:
         _remove(path)
     return len(entries)
+
+
+def _checksum(head: Mapping[str, Any], executable: bytes) -> str:
+    """Of the head too: another order of the graphs would swap their results."""
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    digest.update(executable)
+    return digest.hexdigest()
 
 
 def _marker(graph: str) -> Path:
