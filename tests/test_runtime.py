@@ -28,7 +28,14 @@ class Program:
         self.modules: dict[str, nn.Module] = {}
         self.graphs: dict[str, list[CompiledGraph]] = {}
 
-    def add(self, name: str, function: Callable[..., Any], *example: Any, **settings: Any) -> None:
+    def add(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *example: Any,
+        options: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
         """Traces ``function`` with example inputs; calls are answered by eager until ``start``."""
         graphs = self.graphs[name] = []
 
@@ -41,7 +48,7 @@ class Program:
                 return graphs[-1]
 
             with mock.patch.object(compiler, "compile_graph", record):
-                compiled = max_backend(gm, inputs)
+                compiled = max_backend(gm, inputs, options=options)
             return lambda *args: compiled(*args) if self.running else gm(*args)
 
         compiled = torch.compile(function, backend=backend, fullgraph=True, **settings)
@@ -112,6 +119,10 @@ def empties(x: torch.Tensor, scalar: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return x.sum(0) * scalar, x @ x.t(), torch.cat([x, x]), scalar + 1
 
 
+def attend(x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.scaled_dot_product_attention(x, x + 1, x * 2, is_causal=True)
+
+
 @pytest.fixture(scope="module")
 def program() -> Program:
     torch._dynamo.reset()
@@ -125,6 +136,9 @@ def program() -> Program:
         traced.add("empties", empties, torch.randn(0, 4), torch.tensor(2.5))
         traced.add("counter", Counter(), torch.randn(3, 8))
         traced.add("dropout", lambda x: nn.functional.dropout(x, 0.25), torch.ones(64, 64))
+        queries = torch.randn(1, 2, 5, 8)
+        for kind in ("flash", "composed"):
+            traced.add(kind, attend, queries, options={"attention": kind})
     traced.add("training", Mlp(), torch.randn(3, 8))
     traced.start()
     return traced
@@ -258,6 +272,16 @@ def test_random_numbers_follow_torch_seed(program: Program) -> None:
     assert torch.allclose(first[first != 0], torch.tensor(1 / 0.75))
 
 
+def test_attention_by_option(program: Program) -> None:
+    x = torch.randn(1, 2, 5, 8)
+    for kind in ("flash", "composed"):
+        with torch.no_grad():
+            torch.testing.assert_close(program[kind](x), attend(x))
+        (graph,) = program.graphs[kind]
+        kernels = " ".join(map(str, graph.model.kernel_summaries))
+        assert ("flash_attention" in kernels) == (kind == "flash")
+
+
 def test_training_step(program: Program) -> None:
     module, x = program.modules["training"], torch.randn(3, 8)
     program["training"](x).square().sum().backward()
@@ -287,3 +311,27 @@ def test_eight_threads_share_a_graph(program: Program) -> None:
         thread.join(timeout=60)
     assert not any(thread.is_alive() for thread in threads)
     assert not wrong
+
+
+def test_two_threads_compile_at_once(program: Program) -> None:
+    def one(x: torch.Tensor) -> torch.Tensor:
+        return x.sin() + 1
+
+    def two(x: torch.Tensor) -> torch.Tensor:
+        return x.cos() * 2
+
+    results: dict[str, torch.Tensor] = {}
+
+    def work(function: Callable[..., torch.Tensor], x: torch.Tensor) -> None:
+        with torch.no_grad():
+            results[function.__name__] = torch.compile(function, backend="max")(x)
+
+    x = torch.randn(7, 3)
+    threads = [threading.Thread(target=work, args=(f, x)) for f in (one, two)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=300)
+    assert not any(thread.is_alive() for thread in threads), "a deadlock"
+    torch.testing.assert_close(results["one"], one(x))
+    torch.testing.assert_close(results["two"], two(x))

@@ -58,9 +58,10 @@ def session() -> InferenceSession:
 class _Pending:
     """One graph of a program, and what has become of it."""
 
-    def __init__(self, name: str, gm: GraphModule, key: str) -> None:
+    def __init__(self, name: str, gm: GraphModule, key: str, options: MaxOptions) -> None:
         self.name = name
         self.gm = gm
+        self.options = options
         self.key = key
         self.model: Model | None = None
         self.error: Exception | None = None
@@ -80,7 +81,7 @@ class Program:
         self._thread: threading.Thread | None = None
         self._use_cache = True
 
-    def add(self, graph: _Pending, options: MaxOptions) -> bool:
+    def add(self, graph: _Pending) -> bool:
         """Takes a graph in; False when the program is being compiled already.
 
         A graph that the cache does not know is lowered now, so that errors come from the compile.
@@ -88,8 +89,8 @@ class Program:
         with self._lock:
             if self._sealed:
                 return False
-            self._use_cache = self._use_cache and options.cache
-            if not (options.cache and cache.knows(graph.key)):
+            self._use_cache = self._use_cache and graph.options.cache
+            if not (graph.options.cache and cache.knows(graph.key)):
                 try:
                     self._build(graph)
                 except Exception:
@@ -101,7 +102,7 @@ class Program:
     def _build(self, graph: _Pending) -> None:
         """MAX identifies the graphs of a module by position alone: their names carry nothing."""
         with profiling.phase(graph.name, "build"):
-            built, _ = build_graph(graph.gm, self._module, f"g{len(self._built)}")
+            built, _ = build_graph(graph.gm, self._module, f"g{len(self._built)}", graph.options)
         _log_graph(graph.name, built)
         self._built.append(graph)
 
@@ -172,11 +173,19 @@ class Program:
             entry = cache.load(key)
         if entry is None:
             return False
-        with profiling.phase(name, "load"):
-            compiled = engine.read(io.BytesIO(entry.executable))
-            models = list(session().init_all(compiled).values())
+        try:
+            with profiling.phase(name, "load"):
+                compiled = engine.read(io.BytesIO(entry.executable))
+                models = list(session().init_all(compiled).values())
+        except Exception as error:  # whole, and yet MAX does not take it: compile anew
+            log.warning("MAX cannot load the cached executable of %s: %s", name, error)
+            return False
         for position, model in zip(entry.order, models, strict=True):
-            self.graphs[position].model = model
+            graph = self.graphs[position]
+            graph.model = model
+            if graph not in self._built:
+                _log_graph(graph.name, "not built: its executable is in the compile cache")
+            _log_kernels(graph.name, model)
         statistics.cached += len(models)
         log.info("%s: from the compile cache", ", ".join(graph.name for graph in self.graphs))
         return True
@@ -219,7 +228,7 @@ def _bisect(graphs: Sequence[_Pending]) -> None:
     for half in (graphs[:middle], graphs[middle:]):
         module = Module()
         for position, graph in enumerate(half):
-            build_graph(graph.gm, module, f"g{position}")
+            build_graph(graph.gm, module, f"g{position}", graph.options)
         if _compile_module(module, half) is None:
             _bisect(half)
 
@@ -246,13 +255,13 @@ def _retire(program: Program) -> None:
             _open.remove(program)
 
 
-def _submit(pending: _Pending, options: MaxOptions) -> Program:
+def _submit(pending: _Pending) -> Program:
     while True:
         with _open_lock:
             if not _open:
                 _open.append(Program())
             program = _open[0]
-        if program.add(pending, options):
+        if program.add(pending):
             return program
         _retire(program)
 
@@ -271,9 +280,9 @@ def compile_graph(
         UnsupportedOpsError, LoweringError: see graph_builder.
     """
     check_supported(gm)
-    pending = _Pending(f"{kind}{next(_counter)}", gm, graph_fingerprint(gm, options))
+    pending = _Pending(f"{kind}{next(_counter)}", gm, graph_fingerprint(gm, options), options)
     signature = read_signature(gm)
-    program = _submit(pending, options)
+    program = _submit(pending)
     background = options.compile == "background"
 
     def prepare() -> Model | None:
@@ -282,7 +291,7 @@ def compile_graph(
     return CompiledGraph(pending.name, gm, signature, weights, prepare)
 
 
-def _log_graph(name: str, graph: Graph) -> None:
+def _log_graph(name: str, graph: Graph | str) -> None:
     if flags.verbose_enabled():
         log.warning("MAX graph of %s:\n%s", name, graph)
 

@@ -12,8 +12,10 @@ from max.graph import Dim
 from torch.fx import Node
 
 from torch_max_backend.dims import to_dim
+from torch_max_backend.options import MaxOptions
 
 _node: ContextVar[Node] = ContextVar("node being lowered")
+_options: ContextVar[MaxOptions] = ContextVar("options of the graph")
 
 
 @contextmanager
@@ -24,6 +26,21 @@ def lowering_of(node: Node) -> Iterator[None]:
         yield
     finally:
         _node.reset(token)
+
+
+@contextmanager
+def building_with(settings: MaxOptions) -> Iterator[None]:
+    """Makes ``settings`` the options of the graph being built."""
+    token = _options.set(settings)
+    try:
+        yield
+    finally:
+        _options.reset(token)
+
+
+def options() -> MaxOptions:
+    """The options of the graph being built."""
+    return _options.get(MaxOptions())
 
 
 @contextmanager

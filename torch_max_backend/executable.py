@@ -116,11 +116,12 @@ class CompiledGraph:
     def __call__(self, args: list[Any]) -> list[Any]:
         model = self._model
         if model is None:
+            eager = self._eager  # read first: another thread may switch to MAX meanwhile
             model = self._load()
             if model is None:
-                assert self._eager is not None
+                assert eager is not None
                 with torch.no_grad():
-                    return list(self._eager(*args))
+                    return list(eager(*args))
         if self._profile:
             return self._timed_call(model, args)
         buffers, pointers = self._bind(args)

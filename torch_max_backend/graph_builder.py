@@ -18,7 +18,7 @@ from torch.fx.node import map_aggregate
 
 from torch_max_backend import registry
 from torch_max_backend.accelerators import to_device_ref
-from torch_max_backend.context import lowering_of, real_tensors
+from torch_max_backend.context import building_with, lowering_of, real_tensors
 from torch_max_backend.dims import dim_value, expression, static, to_dim, to_int_or_dim
 from torch_max_backend.dtypes import to_max
 from torch_max_backend.errors import (
@@ -27,6 +27,7 @@ from torch_max_backend.errors import (
     UnsupportedOp,
     UnsupportedOpsError,
 )
+from torch_max_backend.options import MaxOptions
 from torch_max_backend.signature import GraphSignature, TensorOutput, read_signature
 from torch_max_backend.symbolic_scalars import evaluate
 
@@ -115,7 +116,9 @@ def check_supported(gm: GraphModule) -> None:
         raise UnsupportedOpsError(missing)
 
 
-def build_graph(gm: GraphModule, module: Module, name: str) -> tuple[Graph, GraphSignature]:
+def build_graph(
+    gm: GraphModule, module: Module, name: str, options: MaxOptions
+) -> tuple[Graph, GraphSignature]:
     """Adds the graph of ``gm`` to a MAX module.
 
     Raises:
@@ -124,7 +127,10 @@ def build_graph(gm: GraphModule, module: Module, name: str) -> tuple[Graph, Grap
     """
     check_supported(gm)
     signature = read_signature(gm)
-    with Graph(name, input_types=signature.input_types(), module=module) as graph:
+    with (
+        building_with(options),
+        Graph(name, input_types=signature.input_types(), module=module) as graph,
+    ):
         builder = _Builder(gm, signature, graph)
         graph.output(*builder.run())
     return graph, signature

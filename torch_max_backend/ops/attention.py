@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+from max.driver import accelerator_api
 from max.dtype import DType
 from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
 
+from torch_max_backend import context
 from torch_max_backend.dims import static
 from torch_max_backend.ops.matmul import matmul
 from torch_max_backend.ops.normalization import softmax
@@ -77,20 +79,28 @@ def _dispatch(
 ) -> TensorValue:
     empty = any(static(d) == 0 for x in (q, k, v) for d in x.shape)
     same_width = q.shape[-1] == v.shape[-1]
-    if empty or not same_width or q.dtype == DType.float64:
+    unfused = context.options().attention == "composed"
+    if unfused or empty or not same_width or q.dtype == DType.float64:
         return composed_attention(q, k, v, mask, causal, scale)
     if q.device.is_cpu():
         return _flash_cpu(q, k, v, mask, causal, scale)
     square = q.shape[2] == k.shape[2]
-    if mask is None and (square or not causal) and q.dtype in (DType.float16, DType.bfloat16):
-        # imported here: max.nn starts MAX's threads, which a process forked later would lack
-        from max.nn.attention import MHAMaskVariant
-        from max.nn.kernels import flash_attention_gpu
-
-        variant = MHAMaskVariant.CAUSAL_MASK if causal else MHAMaskVariant.NULL_MASK
-        out = flash_attention_gpu(*map(_swap, (q, k, v)), mask_variant=variant, scale=scale)
-        return _swap(out)
+    # MAX 26.6's kernel for HIP asks for instructions that CDNA 3 (gfx942) lacks
+    if mask is None and (square or not causal) and accelerator_api() != "hip":
+        return _flash_gpu(q, k, v, causal, scale)
     return composed_attention(q, k, v, mask, causal, scale)
+
+
+def _flash_gpu(
+    q: TensorValue, k: TensorValue, v: TensorValue, causal: bool, scale: float
+) -> TensorValue:
+    """The GPU kernel, for float32 and half precision."""
+    # imported here: max.nn starts MAX's threads, which a process forked later would lack
+    from max.nn.attention import MHAMaskVariant
+    from max.nn.kernels import flash_attention_gpu
+
+    variant = MHAMaskVariant.CAUSAL_MASK if causal else MHAMaskVariant.NULL_MASK
+    return _swap(flash_attention_gpu(*map(_swap, (q, k, v)), mask_variant=variant, scale=scale))
 
 
 def _swap(x: TensorValue) -> TensorValue:

@@ -1,0 +1,62 @@
+"""Small seeded models as comparison cases: every weight random, a float64 twin as reference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.harness import Case, randn, short
+
+
+def randomised(model: nn.Module, scale: float = 0.2) -> nn.Module:
+    """The model in eval mode with every parameter drawn anew (a fresh layer may be the identity).
+
+    Vectors that scale (norm weights, layer scale) are drawn around 1.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * scale
+            gain = parameter.ndim == 1 and name.endswith(("weight", "gamma", "lambda1"))
+            parameter.copy_(noise + 1 if gain else noise)
+    return model.eval()
+
+
+def model_case(
+    name: str,
+    model: nn.Module,
+    *inputs: torch.Tensor,
+    results: Callable[[Any], Any],
+    dtype: torch.dtype = torch.float32,
+    dynamic: bool = True,
+    others: Sequence[Sequence[torch.Tensor]] = (),
+) -> Case:
+    """A case that compares ``results(model(*inputs))`` with eager and with the float64 twin."""
+    model = randomised(model).to(dtype)
+    twin = copy.deepcopy(model).double()
+
+    def convert(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [v.to(dtype) if v.is_floating_point() else v for v in values]
+
+    return Case(
+        f"{name}-{short(dtype)}",
+        lambda *args: results(model(*args)),
+        convert(inputs),
+        dynamic=dynamic,
+        others=[convert(other) for other in others],
+        scale="tensor",
+        reference=lambda *args: results(twin(*[_double(a) for a in args])),
+    )
+
+
+def _double(value: torch.Tensor) -> torch.Tensor:
+    return value.double() if value.is_floating_point() else value
+
+
+def images(batch: int, height: int, width: int | None = None) -> torch.Tensor:
+    """(batch, 3, height, width) of normal numbers."""
+    return randn(batch, 3, height, width or height)

@@ -1,0 +1,103 @@
+"""What MAX fuses in a transformer's graph, read from the compiled model's list of kernels."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from torch_max_backend import compiler
+from torch_max_backend.executable import CompiledGraph
+
+
+class Block(nn.Module):
+    """Patches, then one attention and one MLP, pre-normalised both ways."""
+
+    def __init__(self, width: int = 48, heads: int = 3) -> None:
+        super().__init__()
+        self.heads = heads
+        self.patch = nn.Conv2d(3, width, 8, 8)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.RMSNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        x = self.patch(images).flatten(2).transpose(1, 2)
+        batch, length, width = x.shape
+        split = (batch, length, self.heads, width // self.heads)
+        q, k, v = (t.reshape(split).transpose(1, 2) for t in self.qkv(self.norm1(x)).chunk(3, -1))
+        plain = F.scaled_dot_product_attention(q, k, v)
+        masked = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        attended = (plain + masked).transpose(1, 2).reshape(batch, length, width)
+        x = x + self.out(attended)
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+@pytest.fixture(scope="module")
+def kernels() -> list[list[str]]:
+    """The MAX operators of each fused kernel, in order."""
+    torch._dynamo.reset()
+    graphs: list[CompiledGraph] = []
+    original = compiler.compile_graph
+
+    def record(*args, **kwargs) -> CompiledGraph:  # type: ignore[no-untyped-def]
+        graphs.append(original(*args, **kwargs))
+        return graphs[-1]
+
+    compiler.compile_graph = record
+    try:
+        model = Block().eval()
+        compiled = torch.compile(model, backend="max", fullgraph=True)
+        images, mask = torch.randn(2, 3, 32, 32), torch.rand(16, 16) > 0.3
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(images, mask), model(images, mask))
+    finally:
+        compiler.compile_graph = original
+    (graph,) = graphs
+    summaries = [str(kernel) for kernel in graph.model.kernel_summaries]
+    found = [re.findall(r"(?<![a-z.])mo\.[\w.]+", text) for text in summaries]
+    return [names for names in found if names]
+
+
+def _with(kernels: list[list[str]], name: str) -> list[list[str]]:
+    return [names for names in kernels if any(name in operator for operator in names)]
+
+
+def test_attention_is_one_kernel(kernels: list[list[str]]) -> None:
+    assert len(_with(kernels, "no_mask_flash_attention_cpu")) == 1
+    assert len(_with(kernels, "masked_flash_attention_cpu")) == 2  # "no_mask_..." and "masked_..."
+    assert not _with(kernels, "softmax")
+    assert not _with(kernels, "batch_matmul")
+
+
+def test_bias_activation_and_residual_join_their_matmul(kernels: list[list[str]]) -> None:
+    matmuls = _with(kernels, "mo.matmul")
+    assert len(matmuls) == 5  # patches, qkv, out, fc1, fc2
+    assert all("mo.add" in names for names in matmuls)
+    (activated,) = _with(kernels, "mo.gelu")
+    assert "mo.matmul" in activated
+
+
+def test_patch_embedding_is_a_matmul(kernels: list[list[str]]) -> None:
+    assert not _with(kernels, "conv")
+
+
+def test_norms_are_max_kernels_without_their_statistics(kernels: list[list[str]]) -> None:
+    assert len(_with(kernels, "layer_norm")) == 1
+    assert len(_with(kernels, "rms_norm")) == 1
+    assert not _with(kernels, "reduce.mean")
+
+
+def test_weights_are_read_as_they_lie(kernels: list[list[str]]) -> None:
+    """No kernel but a permutation of activations transposes: (out, in) weights go in as they are.
+
+    Activations: the image to patches, q, k, v to their heads (three), the plain sum back.
+    """
+    alone = [names for names in kernels if names[-1] == "mo.transpose"]
+    assert len(alone) <= 5, alone

@@ -1,0 +1,79 @@
+"""The vision encoders of ``transformers``, one graph each, beside eager and float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.harness import Case, comparison, uniform
+from tests.models import images, model_case
+
+transformers = pytest.importorskip("transformers")
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
+DINO = {k: v for k, v in SIZES.items() if k != "intermediate_size"}
+SWIN = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "image_size": 32, "patch_size": 4}
+NAMES = {
+    "ViT": ("ViTModel", "ViTConfig", SIZES),
+    "DeiT": ("DeiTModel", "DeiTConfig", SIZES),
+    "DINOv2": ("Dinov2Model", "Dinov2Config", DINO),
+    "DINOv2-registers": ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", DINO),
+    "DINOv3": ("DINOv3ViTModel", "DINOv3ViTConfig", SIZES | {"num_register_tokens": 2}),
+    "SigLIP": ("SiglipVisionModel", "SiglipVisionConfig", SIZES),
+    "CLIP": ("CLIPVisionModel", "CLIPVisionConfig", SIZES),
+    "BEiT": ("BeitModel", "BeitConfig", SIZES),
+    "BEiT-relative": ("BeitModel", "BeitConfig", SIZES | {"use_relative_position_bias": True}),
+    "Swin": ("SwinModel", "SwinConfig", SWIN | {"window_size": 2}),
+    "Swin-padded": ("SwinModel", "SwinConfig", SWIN | {"window_size": 3}),
+}
+HALVES_AND_DOUBLE = ("ViT", "Swin")
+"""In the other dtypes: plain attention, and windowed attention with masks and biases."""
+
+
+def cases() -> Iterator[Case]:
+    for name, (model, config, settings) in NAMES.items():
+        dtypes = [torch.float32]
+        if name in HALVES_AND_DOUBLE:
+            dtypes += [torch.bfloat16, torch.float16, torch.float64]
+        for dtype in dtypes:
+            built = getattr(transformers, model)(getattr(transformers, config)(**settings))
+            yield model_case(
+                name,
+                built,
+                images(2, 32),
+                results=lambda out: out.last_hidden_state,
+                dtype=dtype,
+                others=[[images(3, 32)]],
+            )
+    built = transformers.ViTMAEModel(transformers.ViTMAEConfig(**SIZES))
+    yield model_case(
+        "ViT-MAE",
+        _WithNoise(built),
+        images(2, 32),
+        uniform(2, 16),
+        results=lambda out: (out.last_hidden_state, out.mask, out.ids_restore),
+        others=[[images(3, 32), uniform(3, 16)]],
+    )
+
+
+class _WithNoise(torch.nn.Module):
+    """The masking noise as an input, so that the result is no random number."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor, noise: torch.Tensor):
+        return self.model(images, noise=noise)
+
+
+test_models = comparison(list(cases()))

@@ -1,0 +1,120 @@
+"""Models of ``vit`` in every option, one graph each, beside eager and float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from tests.harness import FLOATS, Case, comparison, randn
+from tests.models import images, model_case
+from vit import (
+    AttentivePoolHeadConfig,
+    HeadConfig,
+    TransposedConv2dHeadConfig,
+    UpsampleHeadConfig,
+    ViTConfig,
+)
+
+SIZES: dict[str, Any] = {
+    "in_channels": 3,
+    "patch_size": [8, 8],
+    "img_size": [32, 32],
+    "depth": 2,
+    "hidden_size": 32,
+    "ffn_hidden_size": 64,
+    "num_attention_heads": 4,
+    "dtype": torch.float32,
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "rope": {"num_cls_tokens": 1},
+    "rope-min-gelu": {"rope_normalize_coords": "min", "activation": "gelu"},
+    "learnable-layernorm-swiglu": {
+        "pos_enc": "learnable",
+        "norm_type": "layernorm",
+        "activation": "swiglu",
+        "num_register_tokens": 2,
+    },
+    "fourier-openswiglu-qknorm": {
+        "pos_enc": "fourier",
+        "activation": "openswiglu",
+        "glu_limit": 7.0,
+        "glu_extra_bias": 1.0,
+        "qk_normalization": True,
+        "patch_embed_normalization": True,
+        "layer_scale": 1e-2,
+    },
+    "none-geglu-nobias": {
+        "pos_enc": "none",
+        "activation": "geglu",
+        "attention_bias": False,
+        "mlp_bias": False,
+    },
+    "silu": {"activation": "silu", "rope_normalize_coords": "max"},
+    "reglu": {"activation": "reglu", "pos_enc": "learnable"},
+    "relu-3d": {
+        "activation": "relu",
+        "patch_size": [2, 8, 8],
+        "img_size": [4, 32, 32],
+        "pos_enc": "fourier",
+    },
+}
+
+
+def _tokens(features: Any) -> torch.Tensor:
+    return features.dense_features
+
+
+class _Heads(torch.nn.Module):
+    """A backbone with every head, applied to what each is made for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        heads = {
+            "linear": HeadConfig(out_features=5),
+            "pool": AttentivePoolHeadConfig(out_features=6, num_queries=2),
+            "transposed": TransposedConv2dHeadConfig(out_features=3),
+            "upsample": UpsampleHeadConfig(out_features=2, num_upsample_stages=2),
+        }
+        config = ViTConfig(**SIZES, num_cls_tokens=1, heads=heads, activation="gelu")
+        self.vit = config.instantiate()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        features = self.vit(x)
+        grid = features.visual_tokens_as_grid.permute(0, 3, 1, 2)  # (B, D, h, w)
+        return (
+            self.vit.get_head("linear")(features.cls_tokens),
+            self.vit.get_head("pool")(features.visual_tokens),
+            self.vit.get_head("transposed")(grid),
+            self.vit.get_head("upsample")(grid),
+        )
+
+
+def cases() -> Iterator[Case]:
+    for name, options in OPTIONS.items():
+        config = ViTConfig(**(SIZES | options))
+        if len(config.img_size) == 3:
+            inputs, others = randn(2, 3, 4, 32, 32), [[randn(3, 3, 4, 32, 32)]]
+        else:
+            inputs, others = images(2, 48, 32), [[images(5, 32, 64)], [images(3, 40, 24)]]
+        yield model_case(name, config.instantiate(), inputs, results=_tokens, others=others)
+    for dtype in FLOATS[1:]:
+        for name in ("rope", "learnable-layernorm-swiglu"):
+            model = ViTConfig(**(SIZES | OPTIONS[name])).instantiate()
+            yield model_case(name, model, images(2, 48, 32), results=_tokens, dtype=dtype)
+    yield model_case("heads", _Heads(), images(2, 32), results=lambda out: out)
+    for name in ("rope", "learnable-layernorm-swiglu"):
+        model = ViTConfig(**(SIZES | OPTIONS[name] | {"num_cls_tokens": 1})).instantiate()
+        masks = [model.create_mask(images(n, 32), 0.5, 1) for n in (2, 3)]
+        yield model_case(
+            f"masked-{name}",
+            model,
+            images(2, 32),
+            masks[0],
+            results=_tokens,
+            others=[[images(3, 32), masks[1]]],
+        )
+
+
+test_models = comparison(list(cases()))
