@@ -64,3 +64,7 @@ def __getattr__(name: str) -> Any:
     if _EXPORTS[name] == "registry":
         import_module(f"{__name__}.tables")  # the registry is empty until the tables are imported
     return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

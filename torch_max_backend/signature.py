@@ -6,6 +6,7 @@ needs no building. All of it is plain data and picklable but for the FX nodes it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -243,6 +244,23 @@ def _hint(size: int | torch.SymInt) -> int:
     return size
 
 
+_MATH = (
+    "acos",
+    "asin",
+    "atan",
+    "cos",
+    "cosh",
+    "exp",
+    "log",
+    "log2",
+    "sin",
+    "sinh",
+    "sqrt",
+    "tan",
+    "tanh",
+)
+
+
 def number_function(expr: Any, symbols: Sequence[str]) -> Callable[..., Any]:
     """A python function of the symbols' values that evaluates an expression of sizes."""
     if not isinstance(expr, sympy.Expr) or expr.is_number:
@@ -264,6 +282,10 @@ def number_function(expr: Any, symbols: Sequence[str]) -> Callable[..., Any]:
         "FloatPow": lambda a, b: a**b,
         "Max": max,
         "Min": min,
+        "RoundToInt": round,
+        "RoundDecimal": round,
+        "TruncToFloat": lambda a: float(math.trunc(a)),
+        **{f"OpaqueUnaryFn_{name}": getattr(math, name) for name in _MATH},
     }
     names = [sympy.Symbol(name) for name in symbols]
     plain = expr.subs({s: sympy.Symbol(s.name) for s in expr.free_symbols})
