@@ -26,7 +26,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,17 @@ def strided(x: torch.Tensor, kind: str) -> torch.Tensor:
 def short(dtype: torch.dtype) -> str:
     """ "float32" for torch.float32."""
     return str(dtype).removeprefix("torch.")
+
+
+def grouped(cases: Sequence[Case], size: int) -> list[Case]:
+    """The cases with every ``size`` neighbours that are traced alike in one graph."""
+    alike: dict[bool, int] = {}
+    result = []
+    for case in cases:
+        count = alike[case.dynamic] = alike.get(case.dynamic, -1) + 1
+        alone = case.group is not None or case.others
+        result.append(case if alone else replace(case, group=f"{count // size}"))
+    return result
 
 
 def comparison(cases: Sequence[Case]) -> Callable[..., None]:

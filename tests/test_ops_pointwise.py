@@ -1,28 +1,254 @@
-"""Element-wise operators against eager and float64."""
+"""Element-wise operators: dtypes, layouts, symbolic sizes, promotion, edge values."""
 
 from __future__ import annotations
 
-import torch
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
-from tests.harness import FLOATS, Case, comparison, randn, short
+import torch
+import torch.nn.functional as F
+
+from tests.harness import FLOATS, INTS, Case, comparison, grouped, randn, short, strided, uniform
 
 UNARY = {
     "abs": torch.abs,
+    "ceil": torch.ceil,
+    "cos": torch.cos,
+    "elu": partial(F.elu, alpha=0.7),
+    "erf": torch.erf,
     "exp": torch.exp,
-    "relu": torch.relu,
-    "sigmoid": torch.sigmoid,
-    "sin": torch.sin,
-    "tanh": torch.tanh,
-    "neg": torch.neg,
-    "floor": torch.floor,
+    "exp2": torch.exp2,
     "expm1": torch.expm1,
-    "silu": torch.nn.functional.silu,
+    "floor": torch.floor,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "hardtanh": partial(F.hardtanh, min_val=-0.5, max_val=0.75),
+    "isfinite": torch.isfinite,
+    "isinf": torch.isinf,
+    "isnan": torch.isnan,
+    "leaky_relu": partial(F.leaky_relu, negative_slope=0.2),
+    "logical_not": torch.logical_not,
+    "logsigmoid": F.logsigmoid,
+    "mish": F.mish,
+    "neg": torch.neg,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "reciprocal": torch.reciprocal,
+    "relu": torch.relu,
+    "relu6": F.relu6,
+    "round": torch.round,
+    "selu": F.selu,
+    "sigmoid": torch.sigmoid,
+    "sign": torch.sign,
+    "silu": F.silu,
+    "sin": torch.sin,
+    "softplus": partial(F.softplus, beta=1.5, threshold=3.0),
+    "square": torch.square,
+    "tan": torch.tan,
+    "tanh": torch.tanh,
+    "trunc": torch.trunc,
 }
-
-CASES = [
-    Case(f"{name}-{short(dtype)}", function, [randn(4, 5, dtype=dtype)], group=f"unary {dtype}")
-    for dtype in FLOATS
-    for name, function in UNARY.items()
+POSITIVE = {
+    "log": torch.log,
+    "log10": torch.log10,
+    "log1p": torch.log1p,
+    "log2": torch.log2,
+    "pow_half": lambda x: x**0.5,
+    "pow_real": lambda x: x**2.3,
+    "pow_negative": lambda x: x**-1.7,
+    "rsqrt": torch.rsqrt,
+    "sqrt": torch.sqrt,
+}
+UNIT = {"acos": torch.acos, "atanh": torch.atanh, "log1p_unit": torch.log1p}
+POWERS = {f"pow_{n}": partial(lambda n, x: x**n, n) for n in (-2, -1, 0, 1, 2, 3, 4, 5)}
+BINARY = {
+    "add": torch.add,
+    "add_alpha": partial(torch.add, alpha=3),
+    "div": torch.div,
+    "div_floor": partial(torch.div, rounding_mode="floor"),
+    "div_trunc": partial(torch.div, rounding_mode="trunc"),
+    "eq": torch.eq,
+    "floor_divide": torch.floor_divide,
+    "fmod": torch.fmod,
+    "ge": torch.ge,
+    "gt": torch.gt,
+    "le": torch.le,
+    "logical_and": torch.logical_and,
+    "logical_or": torch.logical_or,
+    "logical_xor": torch.logical_xor,
+    "lt": torch.lt,
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "mul": torch.mul,
+    "ne": torch.ne,
+    "remainder": torch.remainder,
+    "rsub": torch.rsub,
+    "sub": torch.sub,
+    "sub_alpha": partial(torch.sub, alpha=2),
+}
+INTEGER_UNARY = [
+    *["abs", "ceil", "cos", "exp", "floor", "isfinite", "isinf", "isnan", "logical_not", "neg"],
+    *["relu", "round", "sigmoid", "sign", "square", "tanh", "trunc", "reciprocal"],
 ]
+BOOLEAN_BINARY = [
+    *["add", "mul", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or"],
+    *["logical_xor", "maximum", "minimum", "div"],
+]
+# Layouts are the binding's concern, not the kernels': some ops stand for all.
+LAYOUT_OPS = ["abs", "gelu", "isnan", "silu", "tanh", "add", "div", "eq", "maximum", "sub_alpha"]
+
+# Dtype, symbolic sizes and layout vary together: their product would show nothing more.
+VARIANTS = [
+    *[(dtype, False, "contiguous") for dtype in FLOATS],
+    (torch.float32, True, "transposed"),
+    (torch.float32, False, "sliced"),
+    (torch.bfloat16, True, "expanded"),
+]
+GRAPH = 20  # cases that share a graph: fewer cost more graphs, more are fused into huge kernels
+
+
+def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
+    return x if layout == "contiguous" else strided(x, layout)
+
+
+def floating() -> Iterator[Case]:
+    for dtype, dynamic, layout in VARIANTS:
+        variant = f"{short(dtype)}-{layout}" + ("-dynamic" if dynamic else "")
+        for name, function, *inputs in operations(dtype, layout):
+            plain = name.removesuffix("-broadcast")
+            if layout in ("sliced", "expanded") and plain not in LAYOUT_OPS:
+                continue
+            if plain != name and dtype != torch.float32:
+                continue
+            yield Case(f"{name}-{variant}", function, inputs, dynamic=dynamic)
+
+
+def operations(dtype: torch.dtype, layout: str) -> Iterator[tuple[Any, ...]]:
+    base = laid_out(randn(6, 35, dtype=dtype, scale=2.0), layout)
+    # away from the poles of tan and of 1 / x, where every rounding of x counts
+    positive = laid_out(uniform(6, 35, low=0.05, high=9.0, dtype=dtype), layout)
+    unit = laid_out(uniform(6, 35, low=-0.9, high=0.9, dtype=dtype), layout)
+    other = laid_out(randn(6, 35, dtype=dtype, seed="other"), layout)
+    row = randn(35, dtype=dtype, seed="row")
+    for name, function in {**UNARY, **POWERS}.items():
+        yield name, function, base
+    for name, function in POSITIVE.items():
+        yield name, function, positive
+    for name, function in UNIT.items():
+        yield name, function, unit
+    for name, function in BINARY.items():
+        yield name, function, base, other
+        yield f"{name}-broadcast", function, base, row
+    yield "pow", torch.pow, positive, unit
+    yield "lerp", torch.lerp, base, other, unit
+    yield "lerp_scalar", lambda x, y: torch.lerp(x, y, 0.3), base, other
+    yield "clamp", lambda x: torch.clamp(x, -0.5, 1.25), base
+    yield "clamp_min", lambda x: torch.clamp(x, min=0.25), base
+    yield "clamp_max", lambda x: torch.clamp(x, max=0.25), base
+    yield "clamp_tensor", torch.clamp, base, unit, row
+    yield "where", lambda x, y: torch.where(x > 0, x, y), base, other
+    yield "masked_fill", lambda x, y: x.masked_fill(y > 0, -7.5), base, other
+    value = torch.tensor(2.5, dtype=dtype)
+    yield "masked_fill_tensor", lambda x, y, v: x.masked_fill(y > 0, v), base, other, value
+
+
+def integral() -> Iterator[Case]:
+    for dtype in INTS:
+        x = randn(6, 7, dtype=dtype)
+        y = randn(6, 7, dtype=dtype, seed="divisor")
+        make = partial(Case)
+        for name in INTEGER_UNARY:
+            yield make(f"{name}-{short(dtype)}", UNARY[name], [x])
+        for name, function in BINARY.items():
+            yield make(f"{name}-{short(dtype)}", function, [x, y])
+        small = (y.abs() % 4 if dtype != torch.uint8 else y % 4).to(dtype)
+        yield make(f"pow-{short(dtype)}", torch.pow, [x, small])
+        yield make(f"pow_2-{short(dtype)}", lambda x: x**2, [x])
+        yield make(f"pow_5-{short(dtype)}", lambda x: x**5, [x])
+        yield make(f"pow_half-{short(dtype)}", lambda x: x.abs() ** 0.5, [x])
+        yield make(f"clamp-{short(dtype)}", lambda x: x.clamp(2, 5), [x])
+        yield make(f"add_float-{short(dtype)}", lambda x: x + 0.5, [x])
+        info = torch.iinfo(dtype)
+        extremes = torch.tensor([info.min, info.max, 1, info.max - 1, 3], dtype=dtype)
+        yield make(f"overflow_add-{short(dtype)}", lambda x: x + x, [extremes])
+        yield make(f"overflow_mul-{short(dtype)}", lambda x: x * x, [extremes])
+        yield make(f"overflow_neg-{short(dtype)}", torch.neg, [extremes])
+        yield make(f"overflow_abs-{short(dtype)}", torch.abs, [extremes])
+
+
+def boolean() -> Iterator[Case]:
+    x, y = randn(6, 7, dtype=torch.bool), randn(6, 7, dtype=torch.bool, seed="y")
+    for name in BOOLEAN_BINARY:
+        yield Case(f"{name}-bool", BINARY[name], [x, y])
+    for name, function in {
+        "and": lambda x, y: x & y,
+        "or": lambda x, y: x | y,
+        "xor": lambda x, y: x ^ y,
+        "not": lambda x, y: ~x,
+        "where": lambda x, y: torch.where(x, 2.5, y),
+        "masked_fill": lambda x, y: x.masked_fill(y, True),
+    }.items():
+        yield Case(f"{name}-bool", function, [x, y])
+    for name in ("logical_not", "isnan", "sigmoid", "exp", "abs", "sign"):
+        yield Case(f"{name}-bool", UNARY[name], [x])
+
+
+def promoted() -> Iterator[Case]:
+    kinds = [torch.bool, torch.uint8, torch.int32, torch.int64, *FLOATS]
+    for a in kinds:
+        x = randn(5, 3, dtype=a)
+        for b in kinds:
+            make = partial(Case)
+            if a != b:
+                y = randn(5, 3, dtype=b, seed="b")
+                yield make(f"add-{short(a)}-{short(b)}", torch.add, [x, y])
+                zero_rank = randn(dtype=b, seed="b")
+                yield make(f"mul-{short(a)}-0d_{short(b)}", torch.mul, [x, zero_rank])
+                yield make(f"lt-{short(a)}-{short(b)}", torch.lt, [x, y])
+        for name, number in {"int": 3, "float": 2.5, "bool": True}.items():
+            yield make(f"mul-{short(a)}-{name}", lambda x, n=number: x * n, [x])
+        yield make(f"where-{short(a)}-float", lambda x: torch.where(x > 0, x, 0.5), [x])
+
+
+SPECIAL = torch.tensor(
+    [math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, -1.5, 2.5, -2.5]
+    + [1e30, -1e30, 3.0, -3.0, 1e-30, -1e-30, 65.0, -65.0]
+)
+LEFT, RIGHT = torch.meshgrid(SPECIAL, SPECIAL, indexing="ij")
+
+
+def edges() -> Iterator[Case]:
+    for dtype in (torch.float32, torch.float64, torch.float16):
+        make = partial(Case, signed_zero=True)
+        x = SPECIAL.to(dtype)
+        for name, function in {**UNARY, **POSITIVE, **UNIT, **POWERS}.items():
+            if name not in ("sin", "cos", "tan"):
+                yield make(f"{name}-edge-{short(dtype)}", function, [x])
+        yield make(f"clamp-edge-{short(dtype)}", lambda x: x.clamp(-1, 1), [x])
+        yield make(f"to_bool-edge-{short(dtype)}", lambda x: x.bool(), [x])
+        if dtype != torch.float16:
+            for name, function in {**BINARY, "pow": torch.pow}.items():
+                pairs = [LEFT.to(dtype), RIGHT.to(dtype)]
+                yield make(f"{name}-edge-{short(dtype)}", function, pairs)
+    for dtype in (torch.float32, torch.bfloat16):
+        for name, shape in {"empty": (0, 4), "0d": (), "one": (1,), "5d": (2, 1, 3, 2, 2)}.items():
+            x = randn(*shape, dtype=dtype)
+            yield Case(f"silu-{name}-{short(dtype)}", F.silu, [x])
+            yield Case(f"add-{name}-{short(dtype)}", lambda x: x + x * 2, [x])
+
+
+def casts() -> Iterator[Case]:
+    kinds = [torch.bool, *INTS, *FLOATS]
+    for a in kinds:
+        x = randn(4, 5, dtype=a, scale=5.0)
+        for b in kinds:
+            function: Any = partial(lambda b, x: x.to(b), b)
+            yield Case(f"cast-{short(a)}-{short(b)}", function, [x], exact=True)
+
+
+CASES = grouped([*floating(), *integral(), *boolean(), *promoted(), *edges(), *casts()], GRAPH)
 
 test_pointwise = comparison(CASES)

@@ -159,7 +159,7 @@ def aten_bernoulli(self: TensorValue, *, generator: None = None) -> TensorValue:
 
 @lowering(aten.bernoulli.p)
 def aten_bernoulli_p(self: TensorValue, p: float, *, generator: None = None) -> TensorValue:
-    """bernoulli.p(Tensor self, float p=0.5, *, Generator? generator=None) -> Tensor"""
+    """bernoulli.p(Tensor self, float p, *, Generator? generator=None) -> Tensor"""
     return random.bernoulli(p)
 
 
@@ -862,7 +862,7 @@ def _variance(
     return math_ops.cast_value(results[0], x.dtype), math_ops.cast_value(results[1], x.dtype)
 
 
-@lowering(aten._unsafe_view.default, aten.view.default)
+@lowering(aten.view.default, aten._unsafe_view.default)
 def aten_view(self: TensorValue, size: Sequence[IntLike]) -> TensorValue:
     """view(Tensor(a) self, SymInt[] size) -> Tensor(a)"""
     return shape.view(self)
