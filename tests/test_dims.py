@@ -37,9 +37,9 @@ def test_integers_and_symbols() -> None:
 
 
 def test_symints_of_fake_tensors() -> None:
-    with FakeTensorMode(shape_env=ShapeEnv()) as mode:
-        dynamic = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * 2)
-        x = mode.from_tensor(torch.empty(5, 7), symbolic_context=dynamic)
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    dynamic = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * 2)
+    x = mode.from_tensor(torch.empty(5, 7), symbolic_context=dynamic)
     rows, columns = x.shape
     assert isinstance(expression(rows), sympy.Symbol)
     assert isinstance(to_int_or_dim(rows), SymbolicDim)
