@@ -139,7 +139,11 @@ class Program:
                 graph.error = graph.error or error
             self._done.set()
         names = ", ".join(graph.name for graph in self.graphs)
-        log.info("%s ready after %.1f s, switching to MAX", names, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        if any(graph.error for graph in self.graphs):
+            log.warning("the compile of %s failed after %.1f s", names, seconds)
+        else:
+            log.info("%s ready after %.1f s, switching to MAX", names, seconds)
 
     def _ensure_compiled(self) -> None:
         if self._done.is_set():
