@@ -264,7 +264,7 @@ def aten_cumsum(self: TensorValue, dim: int, *, dtype: torch.dtype | None = None
     """cumsum(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor"""
     out = to_max(expected().dtype)
     x = math_ops.cast_value(self, accumulation_dtype(out))
-    return math_ops.cast_value(ops.cumsum(x, dim % x.rank) if x.rank else x, out)
+    return math_ops.cast_value(reduce_ops.running_sum(x, dim % x.rank) if x.rank else x, out)
 
 
 div = pointwise((aten.div.Scalar, aten.div.Tensor), math_ops.divide, promotion=FLOAT)

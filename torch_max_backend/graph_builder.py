@@ -203,7 +203,10 @@ class _Builder:
         names = {symbol.name for symbol in expression(value).free_symbols}
         if names & self.scalars.keys():
             return self._real(expression(value))
-        return to_int_or_dim(value)
+        try:
+            return to_int_or_dim(value)
+        except MaxBackendError:  # no Dim can hold it (a maximum, say); a number can
+            return self._real(expression(value))
 
     def _real(self, expr: Any) -> TensorValue | float | int:
         """A symbolic number as a 0-d value: float64, or int64 where the expression is integral."""

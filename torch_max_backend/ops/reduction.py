@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from max.dtype import DType
-from max.graph import TensorValue, ops
+from max.graph import DeviceRef, TensorValue, ops
 
 from torch_max_backend.dims import static
 from torch_max_backend.ops.elementwise import constant, exp, log
@@ -27,6 +27,13 @@ def sum_axis(x: TensorValue, axis: int) -> TensorValue:
 def mean_axis(x: TensorValue, axis: int) -> TensorValue:
     """Mean; NaN over nothing."""
     return _filled(x, axis, float("nan")) if _is_empty(x) else ops.mean(x, axis)
+
+
+def running_sum(x: TensorValue, axis: int) -> TensorValue:
+    """Sums of the elements so far; MAX has them on the host alone."""
+    if x.device.is_cpu():
+        return ops.cumsum(x, axis)
+    return ops.cumsum(x.to(DeviceRef.CPU()), axis).to(x.device)
 
 
 def prod_axis(x: TensorValue, axis: int) -> TensorValue:

@@ -135,7 +135,8 @@ def select(x: TensorValue, dim: int, index: IntLike | TensorValue) -> TensorValu
     value = index if isinstance(index, TensorValue) else dim_value(index)
     whole = dim_value(x.shape[axis])
     value = ops.where(value < 0, value + whole, value)
-    return drop_axes(ops.gather(x, ops.reshape(value, [1]), axis), [axis])
+    at_device = ops.reshape(value, [1]).to(x.device)
+    return drop_axes(ops.gather(x, at_device, axis), [axis])
 
 
 def split(x: TensorValue, sizes: Sequence[IntLike], dim: int) -> list[TensorValue]:
