@@ -230,6 +230,16 @@ def test_symbolic_shapes_are_shown(twist, table):
     assert "float32['s" in str(error.inner_exception)
 
 
+def test_a_size_that_max_cannot_express_says_so():
+    def model(x):
+        return x.new_ones(torch.sym_max(x.shape[0] - 3, 2)) * 2
+
+    error = failure(model, torch.randn(9), dynamic=True).inner_exception
+    assert isinstance(error, LoweringError)
+    assert "uses Max, which a MAX dimension cannot express" in str(error)
+    assert "dynamic=False" in str(error), "what to do"
+
+
 def test_a_graph_after_a_failed_one_is_built_afresh(twist, table):
     """The failure must not leave half a graph in the module that the next graph joins."""
 

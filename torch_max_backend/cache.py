@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,10 @@ def load(key: str) -> Entry | None:
     path = _path(key)
     try:
         data = path.read_bytes()
+    except IsADirectoryError:
+        log.warning("removing the folder in the place of the cache entry %s", path)
+        shutil.rmtree(path, ignore_errors=True)
+        return None
     except OSError:
         return None
     try:

@@ -180,13 +180,23 @@ class _Builder:
         row = registry.find(node.target)
         assert row is not None, node.target
         try:
-            args = map_aggregate(node.args, self._resolve)
-            kwargs = map_aggregate(node.kwargs, self._resolve)
+            args = [self._argument(arg) for arg in node.args]
+            kwargs = {name: self._argument(arg) for name, arg in node.kwargs.items()}
             with lowering_of(node):
                 result = row.function(*args, **kwargs)
             return _conform(result, node.meta.get("val"))
         except Exception as error:
             raise LoweringError(self._describe(node, error)) from error
+
+    def _argument(self, arg: Any) -> Any:
+        """A number by itself may be any expression; the sizes in a list must be Dims."""
+        try:
+            return map_aggregate(arg, self._resolve)
+        except MaxBackendError:
+            value = arg.meta["val"] if isinstance(arg, Node) else arg
+            if isinstance(value, torch.SymInt):
+                return self._real(expression(value))
+            raise
 
     def _resolve(self, arg: Any) -> Any:
         if isinstance(arg, Node):
@@ -203,10 +213,7 @@ class _Builder:
         names = {symbol.name for symbol in expression(value).free_symbols}
         if names & self.scalars.keys():
             return self._real(expression(value))
-        try:
-            return to_int_or_dim(value)
-        except MaxBackendError:  # no Dim can hold it (a maximum, say); a number can
-            return self._real(expression(value))
+        return to_int_or_dim(value)
 
     def _real(self, expr: Any) -> TensorValue | float | int:
         """A symbolic number as a 0-d value: float64, or int64 where the expression is integral."""
