@@ -1,6 +1,7 @@
 """Environment flags, and that nothing happens without them."""
 
 import logging
+import os
 import subprocess
 import sys
 
@@ -103,5 +104,6 @@ def test_importing_the_package_prints_and_configures_nothing():
         "assert not logging.getLogger().handlers\n"
         "assert not logging.getLogger('torch_max_backend').handlers\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONEXECUTABLE"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
