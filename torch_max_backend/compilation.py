@@ -24,6 +24,7 @@ from torch.fx import GraphModule
 
 from torch_max_backend import cache, flags, profiling
 from torch_max_backend.accelerators import get_accelerators
+from torch_max_backend.context import mlir_context
 from torch_max_backend.errors import CompileError
 from torch_max_backend.executable import CompiledGraph
 from torch_max_backend.fingerprint import graph_fingerprint, program_key
@@ -145,6 +146,7 @@ class Program:
         else:
             log.info("%s ready after %.1f s, switching to MAX", names, seconds)
 
+    @mlir_context()
     def _ensure_compiled(self) -> None:
         if self._done.is_set():
             return
@@ -270,6 +272,7 @@ def _submit(pending: _Pending) -> Program:
         _retire(program)
 
 
+@mlir_context()
 def compile_graph(
     gm: GraphModule, options: MaxOptions, *, kind: str = "graph", weights: Sequence[int] = ()
 ) -> CompiledGraph:

@@ -44,6 +44,18 @@ def options() -> MaxOptions:
 
 
 @contextmanager
+def mlir_context() -> Iterator[None]:
+    """Lets a thread build and compile graphs: MLIR's context is thread-local.
+
+    MAX enters it for the main thread only and has no public name for doing so in another.
+    """
+    from max._mlir_context import ensure_default_mlir_context
+
+    with ensure_default_mlir_context():
+        yield
+
+
+@contextmanager
 def real_tensors() -> Iterator[None]:
     """Lets a block compute on real tensors while AOTAutograd's fake tensor mode is active.
 

@@ -24,7 +24,7 @@ class MaxOptions:
             answers calls with eager PyTorch until MAX is ready, then switches.
         cache: read and write the disk cache.
         attention: ``"flash"`` lowers scaled_dot_product_attention to MAX's flash attention,
-            ``"composed"`` to matmul, softmax, matmul.
+            ``"composed"`` to matmul, softmax, matmul, of which MAX fuses what it recognises.
 
     Raises:
         OptionError: a value is not one of the choices.
