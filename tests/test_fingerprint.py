@@ -357,8 +357,12 @@ def test_the_order_of_a_program_counts():
 def test_two_graphs_whose_names_are_swapped():
     """A module {a: add, b: sub} and one {a: sub, b: add} are two programs."""
     add, sub = (trace(f, randn(3)) for f in (lambda x: x + 1, lambda x: x - 1))
-    pending = [compilation._Pending(n, g, graph_fingerprint(g, MaxOptions()), MaxOptions()) for n, g in
-               [("a", add), ("b", sub), ("a", sub), ("b", add)]]  # fmt: skip
+    named = [("a", add), ("b", sub), ("a", sub), ("b", add)]
+    options = MaxOptions()
+    pending = [
+        compilation._Pending(name, gm, graph_fingerprint(gm, options), options)
+        for name, gm in named
+    ]
     keys = [program_key([p.key for p in pair]) for pair in (pending[:2], pending[2:])]
     assert keys[0] != keys[1]
 

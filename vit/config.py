@@ -172,8 +172,8 @@ class ViTConfig:
         Raises FileNotFoundError for a missing file, ValueError for a wrong value, yaml.YAMLError
         for text that is not YAML or has a tag other than those of this package: no code is run.
         """
-        text = path
-        if isinstance(path, Path) or path.endswith(".yaml"):
+        text = str(path)
+        if isinstance(path, Path) or text.endswith(".yaml"):
             if not Path(path).is_file():
                 raise FileNotFoundError(f"File not found: {path}")
             text = Path(path).read_text(encoding="utf-8")

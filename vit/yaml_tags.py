@@ -6,7 +6,7 @@ values of fields.
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -27,7 +27,8 @@ TUPLE_TAG = "tag:yaml.org,2002:python/tuple"
 LOADERS: tuple[Any, ...] = (yaml.SafeLoader, yaml.FullLoader, yaml.UnsafeLoader, ConfigLoader)
 
 ConfigLoader.add_constructor(
-    TUPLE_TAG, lambda loader, node: tuple(loader.construct_sequence(node, deep=True))
+    TUPLE_TAG,
+    lambda loader, node: tuple(loader.construct_sequence(cast(yaml.SequenceNode, node), deep=True)),
 )
 ConfigLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
