@@ -105,9 +105,9 @@ def test_kinds_are_those_of_torchs_ops(dtype, kind, function, values) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_bool_to_long_is_that_of_prod(dtype, values) -> None:
-    _, result = resolve([values[dtype, "tensor"]], Promotion.BOOL_TO_LONG)
-    assert (result == DType.int64) == (dtype in (torch.bool, torch.int64))
+def test_int_to_long_is_that_of_sums(dtype, values) -> None:
+    _, result = resolve([values[dtype, "tensor"]], Promotion.INT_TO_LONG)
+    assert to_torch(result) == torch.sum(torch_operand(dtype, "tensor").to("meta")).dtype
 
 
 def test_accumulation() -> None:

@@ -47,6 +47,37 @@ def aten__log_softmax(self: TensorValue, dim: int, half_to_float: bool) -> Tenso
     return math_ops.cast_value(out, to_max(expected().dtype))
 
 
+@lowering(aten._native_batch_norm_legit.no_stats)
+def aten__native_batch_norm_legit_no_stats(
+    input: TensorValue,
+    weight: TensorValue | None,
+    bias: TensorValue | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[TensorValue, TensorValue, TensorValue]:
+    """_native_batch_norm_legit.no_stats(Tensor input, Tensor? weight, Tensor? bias, bool training, float momentum, float eps) -> (Tensor, Tensor, Tensor)"""
+    out, *statistics = normalization.batch_norm(input, weight, bias, eps)
+    kinds = [to_max(expected(i).dtype) for i in (1, 2)]
+    casts = [math_ops.cast_value(s, kind) for s, kind in zip(statistics, kinds, strict=True)]
+    return out, casts[0], casts[1]
+
+
+@lowering(aten._native_batch_norm_legit_no_training.default)
+def aten__native_batch_norm_legit_no_training(
+    input: TensorValue,
+    weight: TensorValue | None,
+    bias: TensorValue | None,
+    running_mean: TensorValue,
+    running_var: TensorValue,
+    momentum: float,
+    eps: float,
+) -> tuple[TensorValue, TensorValue, TensorValue]:
+    """_native_batch_norm_legit_no_training(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean, Tensor running_var, float momentum, float eps) -> (Tensor, Tensor, Tensor)"""
+    out = normalization.batch_norm_inference(input, weight, bias, running_mean, running_var, eps)
+    return out, _full(0, 1), _full(0, 2)
+
+
 @lowering(aten._softmax.default)
 def aten__softmax(self: TensorValue, dim: int, half_to_float: bool) -> TensorValue:
     """_softmax(Tensor self, int dim, bool half_to_float) -> Tensor"""
@@ -81,6 +112,15 @@ def aten_addmm(
 ) -> TensorValue:
     """addmm(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
     return matmul_ops.addmm(self, mat1, mat2, beta, alpha)
+
+
+@lowering(aten.addmv.default)
+def aten_addmv(
+    self: TensorValue, mat: TensorValue, vec: TensorValue, *, beta: Scalar = 1, alpha: Scalar = 1
+) -> TensorValue:
+    """addmv(Tensor self, Tensor mat, Tensor vec, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
+    column = matmul_ops.addmm(ops.unsqueeze(self, -1), mat, ops.unsqueeze(vec, -1), beta, alpha)
+    return shape.drop_axes(column, [1])
 
 
 @lowering(aten.alias.default, aten.detach.default)
@@ -267,6 +307,12 @@ def aten_cumsum(self: TensorValue, dim: int, *, dtype: torch.dtype | None = None
     return math_ops.cast_value(reduce_ops.running_sum(x, dim % x.rank) if x.rank else x, out)
 
 
+@lowering(aten.diagonal.default)
+def aten_diagonal(self: TensorValue, offset: int = 0, dim1: int = 0, dim2: int = 1) -> TensorValue:
+    """diagonal(Tensor(a) self, int offset=0, int dim1=0, int dim2=1) -> Tensor(a)"""
+    return shape.diagonal(self, offset, dim1, dim2)
+
+
 div = pointwise((aten.div.Scalar, aten.div.Tensor), math_ops.divide, promotion=FLOAT)
 div_mode = pointwise((aten.div.Scalar_mode, aten.div.Tensor_mode), math_ops.divide)
 elu = pointwise(aten.elu.default, math_ops.elu)
@@ -342,11 +388,11 @@ floor_divide = pointwise(
 fmod = pointwise((aten.fmod.Scalar, aten.fmod.Tensor), math_ops.fmod)
 
 
-def _full(value: Scalar) -> TensorValue:
+def _full(value: Scalar, result: int | None = None) -> TensorValue:
     """A constant of the shape, dtype and device that torch computed for this node."""
-    fake = expected()
+    fake = expected(result)
     device = to_device_ref(fake.device)
-    return shape.broadcast(as_tensor(value, to_max(fake.dtype), device), expected_shape())
+    return shape.broadcast(as_tensor(value, to_max(fake.dtype), device), expected_shape(result))
 
 
 @lowering(aten.full.default)
@@ -434,6 +480,23 @@ def aten_lift_fresh_copy(self: TensorValue) -> TensorValue:
     return self
 
 
+@lowering(aten.linalg_vector_norm.default)
+def aten_linalg_vector_norm(
+    self: TensorValue,
+    ord: Scalar = 2,
+    dim: Sequence[int] | None = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> TensorValue:
+    """linalg_vector_norm(Tensor self, Scalar ord=2, int[1]? dim=None, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor"""
+    out = to_max(expected().dtype)
+    wide = math_ops.cast_value(self, accumulation_dtype(out))
+    dims = shape.normalize_dims(dim, self.rank)
+    norm = math_ops.cast_value(reduce_ops.vector_norm(wide, float(ord), dims), out)
+    return norm if keepdim else shape.drop_axes(norm, dims)
+
+
 log = pointwise(aten.log.default, math_ops.log, promotion=FLOAT)
 log10 = pointwise(aten.log10.default, math_ops.log10, promotion=FLOAT)
 log1p = pointwise(aten.log1p.default, math_ops.log1p, promotion=FLOAT)
@@ -459,6 +522,9 @@ def aten_masked_fill_tensor(
     return ops.where(mask, as_tensor(value, self.dtype, self.device), self)
 
 
+max_ = reduction(aten.max.default, reduce_ops.max_axis)
+
+
 @lowering(aten.max.dim)
 def aten_max_dim(
     self: TensorValue, dim: int, keepdim: bool = False
@@ -470,6 +536,9 @@ def aten_max_dim(
 
 maximum = pointwise(aten.maximum.default, math_ops.maximum)
 mean = reduction((aten.mean.default, aten.mean.dim), reduce_ops.mean_axis)
+
+
+min_ = reduction(aten.min.default, reduce_ops.min_axis)
 
 
 @lowering(aten.min.dim)
@@ -578,7 +647,7 @@ def aten_pow_tensor_scalar(self: TensorValue, exponent: Scalar) -> TensorValue:
 
 pow_ = pointwise(aten.pow.Tensor_Tensor, math_ops.power, operands=("self", "exponent"))
 prod = reduction(
-    (aten.prod.default, aten.prod.dim_int), reduce_ops.prod_axis, promotion=Promotion.BOOL_TO_LONG
+    (aten.prod.default, aten.prod.dim_int), reduce_ops.prod_axis, promotion=Promotion.INT_TO_LONG
 )
 
 
@@ -791,7 +860,7 @@ def aten_stack(tensors: Sequence[TensorValue], dim: int = 0) -> TensorValue:
 
 sub = pointwise((aten.sub.Scalar, aten.sub.Tensor), math_ops.sub)
 sum_ = reduction(
-    (aten.sum.default, aten.sum.dim_IntList), reduce_ops.sum_axis, promotion=Promotion.BOOL_TO_LONG
+    (aten.sum.default, aten.sum.dim_IntList), reduce_ops.sum_axis, promotion=Promotion.INT_TO_LONG
 )
 tan = pointwise(aten.tan.default, math_ops.tan, promotion=FLOAT)
 tanh = pointwise(aten.tanh.default, ops.tanh, promotion=FLOAT)
@@ -817,7 +886,16 @@ def aten_triu(self: TensorValue, diagonal: IntLike = 0) -> TensorValue:
     return shape.triangle(self, diagonal, lower=False)
 
 
+true_divide = pointwise(
+    (aten.true_divide.Scalar, aten.true_divide.Tensor), math_ops.divide, promotion=FLOAT
+)
 trunc = pointwise(aten.trunc.default, math_ops.trunc)
+
+
+@lowering(aten.unfold.default)
+def aten_unfold(self: TensorValue, dimension: int, size: int, step: int) -> TensorValue:
+    """unfold(Tensor(a) self, int dimension, int size, int step) -> Tensor(a)"""
+    return shape.unfold(self, dimension, size, step)
 
 
 @lowering(aten.unsqueeze.default)

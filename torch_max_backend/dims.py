@@ -6,6 +6,7 @@ that shapes agree however a lowering computed them.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import TypeAlias
 
 import sympy
@@ -17,6 +18,7 @@ from torch.utils._sympy import functions as symbolic
 from torch_max_backend.errors import MaxBackendError
 
 IntLike: TypeAlias = int | Dim
+_LARGEST_DENOMINATOR = 1 << 16
 
 
 def expression(value: int | torch.SymInt) -> sympy.Expr:
@@ -69,7 +71,7 @@ def _convert(expr: sympy.Expr) -> Dim:
         a, b = (_convert(arg) for arg in expr.args)
         return a - (a // b) * b
     if isinstance(expr, symbolic.CeilToInt | symbolic.TruncToInt | symbolic.FloorToInt):
-        inner = expr.args[0]
+        inner = _as_fraction(expr.args[0])
         if isinstance(inner, symbolic.IntTrueDiv):
             a, b = (_convert(arg) for arg in inner.args)
             ceil = isinstance(expr, symbolic.CeilToInt)
@@ -77,6 +79,22 @@ def _convert(expr: sympy.Expr) -> Dim:
     raise MaxBackendError(
         f"the size {expr} uses {type(expr).__name__}, which a MAX dimension cannot express; "
         "compile with dynamic=False or compute that size from products, sums and // alone"
+    )
+
+
+def _as_fraction(expr: sympy.Expr) -> sympy.Expr:
+    """A size times a plain number, as resizing by a factor makes it, as a quotient of integers."""
+    if not isinstance(expr, sympy.Mul) or len(expr.args) != 2:
+        return expr
+    numbers = [arg for arg in expr.args if isinstance(arg, sympy.Number)]
+    sizes = [arg.args[0] for arg in expr.args if isinstance(arg, symbolic.ToFloat)]
+    if len(numbers) != 1 or len(sizes) != 1:
+        return expr
+    factor = Fraction(float(numbers[0]))
+    if factor.denominator > _LARGEST_DENOMINATOR or factor < 0:
+        return expr
+    return symbolic.IntTrueDiv(
+        sizes[0] * sympy.Integer(factor.numerator), sympy.Integer(factor.denominator)
     )
 
 

@@ -102,6 +102,7 @@ def refusal(node: Node) -> str | None:
 
 
 _ASSERTIONS = {
+    torch.ops.aten._assert_async.msg,
     torch.ops.aten._assert_scalar.default,
     torch.ops.aten._assert_tensor_metadata.default,
     torch.ops.aten.sym_constrain_range.default,

@@ -27,7 +27,7 @@ class Promotion(Enum):
 
     DEFAULT = "the promoted dtype"
     INT_TO_FLOAT = "the promoted dtype; integers and bools become the default float dtype"
-    BOOL_TO_LONG = "the promoted dtype; bools become int64"
+    INT_TO_LONG = "the promoted dtype; integers and bools become int64"
     ALWAYS_BOOL = "computed in the promoted dtype, the result is bool"
     NONE = "operands are taken as they are"
 
@@ -80,7 +80,7 @@ def resolve(operands: Sequence[Operand], kind: Promotion) -> tuple[DType, DType]
     dtype = promoted_dtype(operands)
     if kind is Promotion.INT_TO_FLOAT and not dtype.is_float():
         dtype = to_max(torch.get_default_dtype())
-    if kind is Promotion.BOOL_TO_LONG and dtype == DType.bool:
+    if kind is Promotion.INT_TO_LONG and not dtype.is_float():
         dtype = DType.int64
     result = DType.bool if kind is Promotion.ALWAYS_BOOL else dtype
     return accumulation_dtype(dtype), result
@@ -105,5 +105,6 @@ def as_tensor(operand: Operand, dtype: DType, device: DeviceRef) -> TensorValue:
             operand = int(operand)
         return ops.constant(operand, dtype, device=device)
     if operand.dtype != dtype:
-        operand = ops.cast(operand, dtype)
+        truth = dtype == DType.bool  # 0.5 is true, a cast would truncate it
+        operand = ops.not_equal(operand, 0) if truth else ops.cast(operand, dtype)
     return operand if operand.device == device else operand.to(device)

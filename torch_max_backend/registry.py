@@ -269,6 +269,7 @@ def _reduction(
     body: Callable[[TensorValue, int], TensorValue],
     promotion: Promotion,
 ) -> Callable[..., TensorValue]:
+    from torch_max_backend.context import expected
     from torch_max_backend.dtypes import to_max
     from torch_max_backend.ops.shape import drop_axes, normalize_dims
 
@@ -280,6 +281,8 @@ def _reduction(
         if bound.get("dtype") is not None:
             result = to_max(bound["dtype"])
             compute = accumulation_dtype(result)
+        if promotion is Promotion.ALWAYS_BOOL:
+            result = to_max(expected().dtype)  # all and any of uint8 are uint8
         out = as_tensor(x, DType.bool if promotion is Promotion.ALWAYS_BOOL else compute, x.device)
         for dim in dims:
             out = body(out, dim)

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from max.dtype import DType
-from max.graph import TensorValue, ops
+from max.graph import Dim, TensorValue, ops
 
 from torch_max_backend.dims import IntLike, static
-from torch_max_backend.ops.elementwise import exp
-from torch_max_backend.ops.elementwise import log as logarithm
+from torch_max_backend.ops import elementwise as math_ops
 from torch_max_backend.ops.shape import reshape
 from torch_max_backend.promotion import accumulation_dtype
 
@@ -82,9 +81,12 @@ def group_norm(
     eps: float,
 ) -> tuple[TensorValue, TensorValue, TensorValue]:
     """(out, mean, rstd) of group normalisation (Wu and He, 2018) over (N, C, *)."""
-    batch, channels = x.shape[0], int(x.shape[1])
+    batch, channels = x.shape[0], x.shape[1]
     wide = accumulation_dtype(x.dtype)
-    grouped = reshape(ops.cast(x, wide), [batch, groups, -1])
+    elements = Dim(1)
+    for size in list(x.shape)[1:]:
+        elements = elements * size
+    grouped = reshape(ops.cast(x, wide), [batch, groups, elements // groups])
     mean = ops.mean(grouped, -1)
     centred = grouped - mean
     rstd = ops.rsqrt(ops.mean(centred * centred, -1) + eps)
@@ -96,6 +98,23 @@ def group_norm(
         out = out + ops.cast(reshape(bias, per_channel), wide)
     statistics = [reshape(value, [batch, groups]) for value in (mean, rstd)]
     return ops.cast(out, x.dtype), *[ops.cast(value, x.dtype) for value in statistics]
+
+
+def batch_norm(
+    x: TensorValue, weight: TensorValue | None, bias: TensorValue | None, eps: float
+) -> tuple[TensorValue, TensorValue, TensorValue]:
+    """(out, mean, rstd) of batch normalisation with the statistics of this batch."""
+    wide = math_ops.cast_value(x, accumulation_dtype(x.dtype))
+    axes = [axis for axis in range(x.rank) if axis != 1]
+    spread, mean = variance(wide, axes, 0.0)
+    rstd = ops.rsqrt(spread + eps)
+    out = (wide - mean) * rstd
+    for value, combine in ((weight, ops.mul), (bias, ops.add)):
+        if value is not None:
+            column = reshape(value, [1, x.shape[1]] + [1] * (x.rank - 2))
+            out = combine(out, math_ops.cast_value(column, wide.dtype))
+    statistics = [reshape(value, [x.shape[1]]) for value in (mean, rstd)]
+    return math_ops.cast_value(out, x.dtype), statistics[0], statistics[1]
 
 
 def batch_norm_inference(
@@ -130,9 +149,9 @@ def softmax(x: TensorValue, axis: int, *, log: bool = False) -> TensorValue:
     wide = accumulation_dtype(x.dtype)
     if wide == DType.float64:  # MAX's exp has 12 digits there
         shifted = x - ops.max(x, axis % x.rank)
-        powers = exp(shifted)
+        powers = math_ops.exp(shifted)
         total = ops.sum(powers, axis % x.rank)
-        return shifted - logarithm(total) if log else powers / total
+        return shifted - math_ops.log(total) if log else powers / total
     kernel = ops.logsoftmax if log else ops.softmax
     return kernel(x if x.dtype == wide else ops.cast(x, wide), axis % x.rank)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from max.dtype import DType
 from max.graph import DeviceRef, TensorValue, ops
 
 from torch_max_backend.dims import static
-from torch_max_backend.ops.elementwise import constant, exp, log
+from torch_max_backend.ops.elementwise import constant, exp, log, power_scalar
 from torch_max_backend.ops.shape import broadcast, drop_axes, normalize_dim, reshape
 
 
@@ -98,6 +101,21 @@ def arg_extreme(x: TensorValue, dim: int | None, keepdim: bool, *, largest: bool
     if dim is None:
         return reshape(index, [1] * rank if keepdim else [])
     return index if keepdim else drop_axes(index, [axis])
+
+
+def vector_norm(x: TensorValue, order: float, axes: Sequence[int]) -> TensorValue:
+    """(sum |x|^order)^(1 / order) over the axes, which are kept; the limits for 0 and +-inf."""
+    size = ops.abs(x)
+    if order == 0:
+        size = ops.cast(ops.not_equal(x, constant(0, x)), x.dtype)
+    if abs(order) == math.inf:
+        for axis in axes:
+            size = max_axis(size, axis) if order > 0 else min_axis(size, axis)
+        return size
+    powers = size if order in (0, 1) else power_scalar(size, order)
+    for axis in axes:
+        powers = sum_axis(powers, axis)
+    return powers if order in (0, 1) else power_scalar(powers, 1 / order)
 
 
 def logsumexp(x: TensorValue, axis: int) -> TensorValue:

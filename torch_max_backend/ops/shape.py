@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from max.dtype import DType
 from max.graph import DeviceRef, Dim, StaticDim, TensorValue, ops
@@ -41,19 +41,26 @@ def view(x: TensorValue) -> TensorValue:
 def reshape(x: TensorValue, shape: Sequence[IntLike]) -> TensorValue:
     """Reshapes; a -1 takes what is left.
 
-    MAX proves that the element counts agree by the form of their products; where the forms differ
-    (an interpolated grid h * w against its tokens) one symbolic axis is left for it to compute.
+    MAX proves that the element counts agree by the form of their products. Where the forms differ
+    (2 * (n // 2) against n, several symbolic axes) the flat tensor is rebound to the other form,
+    which is checked when it runs.
     """
     target = [Dim(d) for d in shape]
     try:
         return ops.reshape(x, target)
     except ValueError:
-        symbolic = [i for i, d in enumerate(target) if not isinstance(d, StaticDim)]
-        if not symbolic:
+        if Dim(-1) in target or all(isinstance(d, StaticDim) for d in [*target, *x.shape]):
             raise
-        left = symbolic[-1]
-        partial: list[IntLike] = [-1 if i == left else d for i, d in enumerate(target)]
-        return ops.rebind(ops.reshape(x, partial), target, "a reshape changes the element count")
+    flat = ops.reshape(x, [_product(x.shape)])
+    flat = ops.rebind(flat, [_product(target)], "a reshape changes the element count")
+    return ops.reshape(flat, target)
+
+
+def _product(dims: Iterable[Dim]) -> Dim:
+    result = Dim(1)
+    for dim in dims:
+        result = result * dim
+    return result
 
 
 def expand(x: TensorValue) -> TensorValue:
@@ -267,6 +274,31 @@ def triangle(x: TensorValue, diagonal: IntLike, *, lower: bool) -> TensorValue:
     keep = diagonal_mask(rows, columns, offset if lower else offset - 1, x.device)
     zero = as_tensor(0, x.dtype, x.device)
     return ops.where(keep, x, zero) if lower else ops.where(keep, zero, x)
+
+
+def diagonal(x: TensorValue, offset: int, dim1: int, dim2: int) -> TensorValue:
+    """The diagonal of two axes as the last axis."""
+    rows, columns = normalize_dim(dim1, x.rank), normalize_dim(dim2, x.rank)
+    rest = [i for i in range(x.rank) if i not in (rows, columns)]
+    x = permute(x, [*rest, rows, columns])
+    height, width = list(x.shape)[-2:]
+    x = reshape(x, [*list(x.shape)[:-2], height * width])
+    step = dim_value(width) + 1
+    first = dim_value(offset) if offset >= 0 else dim_value(width) * -offset
+    index = iota(expected_shape()[-1], x.device) * step.to(x.device) + first.to(x.device)
+    return ops.gather(x, index, x.rank - 1)
+
+
+def unfold(x: TensorValue, dimension: int, size: int, step: int) -> TensorValue:
+    """Windows of ``size`` along an axis, ``step`` apart; their elements are the last axis."""
+    if not x.rank:
+        return reshape(x, [size])
+    axis = normalize_dim(dimension, x.rank)
+    count = expected_shape()[axis]
+    starts = reshape(iota(count, x.device) * step, [count, 1])
+    index = starts + reshape(iota(size, x.device), [1, size])
+    out = ops.gather(x, index, axis)
+    return permute(out, [*(i for i in range(out.rank) if i != axis + 1), axis + 1])
 
 
 def crop_to(x: TensorValue, other: TensorValue) -> TensorValue:

@@ -1,0 +1,159 @@
+"""Scaled dot-product attention: masks, causality, groups, scales, widths, ranks, layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from tests.harness import FLOATS, Case, comparison, grouped, randn, short
+
+attend = F.scaled_dot_product_attention
+
+
+def qkv(*lead: int, l: int = 7, s: int = 9, e: int = 16, v: int = 16, dtype=torch.float32):
+    return [
+        randn(*lead, l, e, dtype=dtype, seed="q"),
+        randn(*lead, s, e, dtype=dtype, seed="k"),
+        randn(*lead, s, v, dtype=dtype, seed="v"),
+    ]
+
+
+def masks(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Bool masks keep at least the first key of every row; the last ones keep none in some rows."""
+    keep = randn(2, 3, 7, 9, dtype=torch.bool, seed="mask")
+    keep[..., 0] = True
+    none = keep.clone()
+    none[0, 1, 2], none[1, :, 4] = False, False
+    bias = randn(2, 3, 7, 9, dtype=dtype, seed="bias")
+    return {
+        "bool": keep,
+        "bool_keys": keep[:, :1, :1],
+        "bool_2d": keep[0, 0],
+        "bool_heads": keep[:1],
+        "bool_empty_rows": none,
+        "float": bias,
+        "float_2d": bias[0, 0],
+        "float_keys": bias[:, :1, :1],
+        "float_infinite": bias.masked_fill(~keep, float("-inf")),
+        "float_empty_rows": bias.masked_fill(~none, float("-inf")),
+        "float_expanded": bias[:, :1].expand(2, 3, 7, 9),
+    }
+
+
+def dtypes() -> Iterator[Case]:
+    for dtype in FLOATS:
+        inputs = qkv(2, 3, dtype=dtype)
+        square = qkv(2, 3, s=7, dtype=dtype)
+        yield Case(f"plain-{short(dtype)}", attend, inputs)
+        yield Case(f"causal-{short(dtype)}", partial(attend, is_causal=True), square)
+        for name, mask in masks(dtype).items():
+            if dtype in (torch.float32, torch.bfloat16) or name in ("bool_keys", "float"):
+                yield Case(f"mask_{name}-{short(dtype)}", attend, [*inputs, mask])
+        grouped_keys = [square[0].repeat(1, 2, 1, 1), *square[1:]]
+        yield Case(f"gqa-{short(dtype)}", partial(attend, enable_gqa=True), grouped_keys)
+
+
+def variations() -> Iterator[Case]:
+    table: list[tuple[str, Any, list[torch.Tensor]]] = [
+        ("scale", partial(attend, scale=0.3), qkv(2, 3)),
+        ("scale_one", partial(attend, scale=1.0), qkv(2, 3)),
+        ("causal_wide", partial(attend, is_causal=True), qkv(2, 3)),
+        ("causal_tall", partial(attend, is_causal=True), qkv(2, 3, l=9, s=5)),
+        ("value_width", attend, qkv(2, 3, v=24)),
+        ("value_width_mask", attend, [*qkv(2, 3, v=5), masks(torch.float32)["bool"]]),
+        ("width_1", attend, qkv(2, 3, e=1, v=1)),
+        ("width_5", attend, qkv(2, 3, e=5, v=5)),
+        ("width_64", attend, qkv(2, 3, l=33, s=33, e=64, v=64)),
+        ("width_80", attend, qkv(1, 2, l=17, s=17, e=80, v=80)),
+        ("width_128", attend, qkv(1, 2, e=128, v=128)),
+        ("length_1", attend, qkv(2, 3, l=1)),
+        ("keys_1", attend, qkv(2, 3, s=1)),
+        ("length_197", attend, qkv(1, 2, l=197, s=197, e=32, v=32)),
+        ("length_197_causal", partial(attend, is_causal=True), qkv(1, 1, l=197, s=197)),
+        ("rank_2", attend, qkv()),
+        ("rank_3", attend, qkv(4)),
+        ("rank_5", attend, qkv(2, 2, 3)),
+        ("rank_3_mask", attend, [*qkv(3), masks(torch.float32)["bool"][0]]),
+        ("rank_5_mask", attend, [*qkv(2, 2, 3), masks(torch.float32)["bool"]]),
+        ("rank_3_causal", partial(attend, is_causal=True), qkv(4, s=7)),
+        ("broadcast_batch", attend, [*qkv(1, 3)[:1], *qkv(2, 3)[1:]]),
+        ("broadcast_keys", attend, [*qkv(2, 3)[:1], *qkv(1, 1)[1:]]),
+        ("empty_batch", attend, qkv(0, 3)),
+        ("no_queries", attend, qkv(2, 3, l=0)),
+        ("gqa_one_head", partial(attend, enable_gqa=True), [qkv(2, 4)[0], *qkv(2, 1)[1:]]),
+        (
+            "gqa_causal",
+            partial(attend, enable_gqa=True, is_causal=True),
+            [qkv(2, 6)[0], *qkv(2, 2, s=7)[1:]],
+        ),
+        (
+            "gqa_mask",
+            partial(attend, enable_gqa=True),
+            [qkv(2, 6)[0], *qkv(2, 2)[1:], masks(torch.float32)["bool_keys"]],
+        ),
+        ("gqa_rank_3", partial(attend, enable_gqa=True), [qkv(6)[0], *qkv(2)[1:]]),
+    ]
+    for name, function, inputs in table:
+        yield Case(name, function, inputs)
+    large = [x * 30 for x in qkv(2, 3)]  # softmax saturates
+    yield Case("large_scores", attend, large)
+    odd = qkv(2, 3)
+    odd[0][0, 0, 0, 0] = float("nan")
+    yield Case("nan", attend, odd)
+
+
+def layouts() -> Iterator[Case]:
+    heads_last = [x.transpose(1, 2).contiguous() for x in qkv(2, 3)]
+
+    def from_heads_last(q, k, v):
+        return attend(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2).flatten(2)
+
+    def from_packed(x):  # (B, L, 3 * H * E), as timm and vit project it
+        q, k, v = x.unflatten(-1, (3, 3, 16)).permute(2, 0, 3, 1, 4).unbind(0)
+        return attend(q, k, v).transpose(1, 2).reshape(2, 7, 48)
+
+    def by_hand(q, k, v):
+        return ((q * 0.25) @ k.mT).softmax(-1) @ v
+
+    yield Case("heads_last", from_heads_last, heads_last)
+    yield Case("packed", from_packed, [randn(2, 7, 144)])
+    yield Case("by_hand", by_hand, qkv(2, 3))
+    yield Case("transposed_inputs", attend, [x.transpose(1, 2) for x in heads_last])
+    yield Case("sliced_inputs", attend, [x[:, 1:, ::2, 4:12] for x in qkv(2, 3, l=8, s=12)])
+
+
+def symbolic() -> Iterator[Case]:
+    table: list[tuple[str, Any, list[torch.Tensor], list[torch.Tensor]]] = [
+        ("plain", attend, qkv(2, 3), qkv(4, 5, l=12, s=3)),
+        ("causal", partial(attend, is_causal=True), qkv(2, 3, s=7), qkv(4, 5, l=12, s=12)),
+        (
+            "mask",
+            attend,
+            [*qkv(2, 3), masks(torch.float32)["bool"]],
+            [*qkv(3, 4, l=5, s=6), randn(3, 4, 5, 6, dtype=torch.bool)],
+        ),
+        ("rank_3", attend, qkv(4), qkv(5, l=3, s=4)),
+    ]
+    for name, function, inputs, others in table:
+        for dtype in (torch.float32, torch.bfloat16):
+            kinds = [
+                [x.to(dtype) if x.is_floating_point() else x for x in y] for y in (inputs, others)
+            ]
+            yield Case(
+                f"{name}-dynamic-{short(dtype)}", function, kinds[0], dynamic=True, others=kinds[1:]
+            )
+
+
+CASES = grouped(
+    [
+        Case(**{**case.__dict__, "scale": "tensor"})
+        for case in [*dtypes(), *variations(), *layouts(), *symbolic()]
+    ],
+    6,
+)
+
+test_attention = comparison(CASES)

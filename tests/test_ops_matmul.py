@@ -1,0 +1,141 @@
+"""Matrix products of every rank and layout, linear layers, einsum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from tests.harness import FLOATS, Case, comparison, grouped, randn, short, strided
+
+
+def products() -> Iterator[Case]:
+    for dtype in FLOATS:
+        a, b = randn(5, 24, dtype=dtype), randn(24, 7, dtype=dtype)
+        batch, wide = randn(3, 5, 24, dtype=dtype), randn(3, 24, 7, dtype=dtype)
+        weight, bias = randn(7, 24, dtype=dtype), randn(7, dtype=dtype)
+        for name, function, *inputs in [
+            ("mm", torch.mm, a, b),
+            ("bmm", torch.bmm, batch, wide),
+            ("linear", F.linear, batch, weight, bias),
+            ("linear_no_bias", F.linear, a, weight),
+            ("linear_vector", F.linear, a[0], weight, bias),
+            ("linear_4d", lambda x, w, b: F.linear(x[None], w, b), batch, weight, bias),
+            ("matmul_broadcast", torch.matmul, batch, b),
+            ("matmul_transposed", lambda x, w: x @ w.mT, batch, weight),
+            ("mv", torch.mv, a, b[:, 0]),
+            ("addmm", lambda x, y, z: torch.addmm(x, y, z, beta=0.5, alpha=2), bias, a, b),
+        ]:
+            yield Case(f"{name}-{short(dtype)}", function, inputs, scale="tensor")
+    a, b = randn(5, 24), randn(24, 7)
+    batch = randn(3, 5, 24)
+    for name, function, *inputs in [
+        ("dot", torch.dot, a[0], a[1]),
+        ("vecmat", torch.matmul, a[0], b),
+        ("matmul_5d", torch.matmul, randn(2, 1, 3, 5, 8), randn(4, 1, 8, 6)),
+        ("matmul_left_vector", torch.matmul, randn(8), randn(2, 3, 8, 6)),
+        ("matmul_right_vector", torch.matmul, randn(2, 3, 6, 8), randn(8)),
+        ("outer", torch.outer, a[0], b[0]),
+        ("addmm_beta0", lambda x, y, z: torch.addmm(x, y, z, beta=0), randn(7) / 0.0, a, b),
+        ("addmm_matrix", torch.addmm, randn(5, 7), a, b),
+        ("addmv", torch.addmv, randn(5), a, b[:, 0]),
+        (
+            "baddbmm",
+            lambda x, y, z: torch.baddbmm(x, y, z, beta=2, alpha=0.5),
+            randn(3, 5, 7),
+            batch,
+            randn(3, 24, 7),
+        ),
+        (
+            "einsum_scores",
+            lambda q, k: torch.einsum("bhld,bhsd->bhls", q, k),
+            randn(2, 3, 5, 8),
+            randn(2, 3, 6, 8),
+        ),
+        ("einsum_contract", lambda x, w: torch.einsum("bij,kij->bk", x, w), batch, randn(7, 5, 24)),
+        ("einsum_outer", lambda p, f: torch.einsum("n,d->nd", p, f), randn(5), randn(6)),
+        (
+            "einsum_rel_pos",
+            lambda q, r: torch.einsum("bhwc,hkc->bhwk", q, r),
+            randn(2, 3, 4, 8),
+            randn(3, 5, 8),
+        ),
+        ("cosine_similarity", F.cosine_similarity, a, randn(5, 24, seed="other")),
+        ("tensordot", lambda x, y: torch.tensordot(x, y, 1), batch, b),
+        (
+            "mlp",
+            lambda x, w, v: F.linear(F.gelu(F.linear(x, w)), v),
+            a,
+            randn(32, 24),
+            randn(24, 32),
+        ),
+        (
+            "qkv",
+            lambda x, w: F.linear(x, w).view(3, 5, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0),
+            batch,
+            randn(24, 24),
+        ),
+        ("mm_large", torch.mm, randn(70, 300), randn(300, 65)),
+        ("linear_one_row", F.linear, randn(1, 300), randn(65, 300), randn(65)),
+    ]:
+        yield Case(name, function, inputs, scale="tensor")
+    for kind in ("transposed", "sliced"):
+        for name, function in {"mm": torch.mm, "linear": lambda x, w: F.linear(x, w.t())}.items():
+            inputs = [strided(a, kind), strided(b, kind)]
+            yield Case(f"{name}-{kind}", function, inputs, scale="tensor")
+    for dtype in (torch.int64, torch.int32):
+        inputs = [randn(3, 4, dtype=dtype), randn(4, 5, dtype=dtype)]
+        yield Case(f"mm-{short(dtype)}", torch.mm, inputs)
+        batched = [randn(2, 3, 4, dtype=dtype), randn(2, 4, 5, dtype=dtype)]
+        yield Case(f"bmm-{short(dtype)}", torch.bmm, batched)
+
+
+def edges() -> Iterator[Case]:
+    for name, left, right in [
+        ("rows", (0, 4), (4, 5)),
+        ("contraction", (3, 0), (0, 5)),
+        ("columns", (3, 4), (4, 0)),
+        ("batch", (0, 3, 4), (4, 5)),
+    ]:
+        yield Case(f"matmul-empty-{name}", torch.matmul, [randn(*left), randn(*right)])
+    yield Case("linear-empty", F.linear, [randn(0, 4), randn(5, 4), randn(5)])
+    odd = randn(3, 4)
+    odd[0, 0], odd[1, 1] = float("nan"), float("inf")
+    yield Case("mm-nan", torch.mm, [odd, randn(4, 5)], scale="tensor")
+    one = [randn(1, 1), randn(1, 1, seed="b")]
+    yield Case("mm-one", torch.mm, one, scale="tensor")
+
+
+def symbolic() -> Iterator[Case]:
+    for name, function, inputs, others in [
+        (
+            "linear",
+            F.linear,
+            [randn(3, 5, 24), randn(7, 24), randn(7)],
+            [randn(2, 9, 24), randn(7, 24), randn(7)],
+        ),
+        ("mm", torch.mm, [randn(5, 24), randn(24, 7)], [randn(6, 11), randn(11, 9)]),
+        ("bmm", torch.bmm, [randn(3, 5, 8), randn(3, 8, 6)], [randn(2, 9, 4), randn(2, 4, 7)]),
+        (
+            "matmul",
+            torch.matmul,
+            [randn(2, 3, 5, 8), randn(8, 6)],
+            [randn(4, 2, 7, 9), randn(9, 3)],
+        ),
+        ("scores", lambda q: q @ q.mT, [randn(2, 3, 5, 8)], [randn(3, 4, 7, 8)]),
+    ]:
+        for dtype in (torch.float32, torch.bfloat16):
+            yield Case(
+                f"{name}-dynamic-{short(dtype)}",
+                function,
+                [x.to(dtype) for x in inputs],
+                dynamic=True,
+                others=[[x.to(dtype) for x in others]],
+                scale="tensor",
+            )
+
+
+CASES = grouped([*products(), *edges(), *symbolic()], 8)
+
+test_matmul = comparison(CASES)

@@ -1,0 +1,129 @@
+"""The samples of PyTorch's own operator tests (OpInfo) for the ops of the table.
+
+op_db takes seconds to import, so what is tested is listed here and the samples are made in the
+batch; :func:`test_every_entry_is_listed` holds the list against op_db and the table.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from tests.harness import Case, verdict_test
+from tests.opinfo_exceptions import EXCEPTIONS
+
+SAMPLES = 4
+LARGEST = 5000  # elements of a sample
+
+FLOATING = """
+    acos addcdiv addcmul addmm atanh baddbmm bmm cos cumsum einsum erf exp exp2 expm1 index_put
+    lerp log log10 log1p log2 log_softmax logit logsumexp mean mm mv native_group_norm
+    native_layer_norm nn.functional.conv1d nn.functional.conv2d nn.functional.conv3d
+    nn.functional.conv_transpose1d nn.functional.conv_transpose2d nn.functional.conv_transpose3d
+    nn.functional.elu nn.functional.embedding nn.functional.gelu nn.functional.group_norm
+    nn.functional.hardsigmoid nn.functional.hardswish nn.functional.layer_norm
+    nn.functional.leaky_relu nn.functional.linear nn.functional.logsigmoid nn.functional.mish
+    nn.functional.rms_norm nn.functional.silu nn.functional.softplus nn.functional.softsign
+    nn.functional.tanhshrink norm outer reciprocal rsqrt sigmoid sin softmax sqrt std tan tanh
+    var var_mean xlogy
+"""
+NUMBERS = """
+    abs add amax amin arange argmax argmin as_strided ceil clamp clamp_max clamp_min
+    constant_pad_nd div.floor_rounding div.no_rounding_mode div.trunc_rounding floor
+    floor_divide fmod full_like ge gt le lt max.binary max.reduction_with_dim maximum min.binary
+    min.reduction_with_dim minimum mul neg nn.functional.hardtanh nn.functional.relu
+    nn.functional.relu6 pow prod remainder round rsub scalar_tensor scatter_add sign sort square
+    sub sum topk tril triu trunc
+"""
+BOOLS = "bitwise_and bitwise_not bitwise_or bitwise_xor"
+ANYTHING = """
+    all any cat chunk clone diagonal empty empty_like eq expand flip full gather index_select
+    isinf isnan logical_and logical_not logical_or logical_xor masked_fill movedim narrow ne
+    nonzero permute randn randn_like repeat roll scatter select select_scatter slice
+    slice_scatter split_with_sizes squeeze stack tile unfold unsqueeze view where
+"""
+
+
+@cache
+def entries() -> dict[str, Any]:
+    """OpInfo entries by name and variant."""
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    return {
+        op.name + (f".{op.variant_test_name}" if op.variant_test_name else ""): op for op in op_db
+    }
+
+
+def samples(name: str, dtype: torch.dtype, count: int) -> tuple[Callable[..., Any], list[Any]]:
+    """A function of the tensors of an entry's samples, and these tensors."""
+    torch.manual_seed(zlib.crc32(name.encode()))
+    op = entries()[name].op
+    found = list(itertools.islice(_small(entries()[name].sample_inputs("cpu", dtype)), 40))
+    chosen = found[:: max(1, len(found) // count)][:count]
+    flat: list[torch.Tensor] = []
+    calls = []
+    for leaves, spec in chosen:
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        calls.append((leaves, places, spec, len(flat)))
+        flat += [leaves[i] for i in places]
+
+    def function(*tensors: Any) -> list[Any]:
+        results = []
+        for leaves, places, spec, first in calls:
+            filled = list(leaves)
+            for offset, place in enumerate(places):
+                filled[place] = tensors[first + offset]
+            args, kwargs = tree_unflatten(filled, spec)
+            results.append(op(*args, **kwargs))
+        return results
+
+    return function, flat
+
+
+def _small(found: Iterator[Any]) -> Iterator[tuple[list[Any], Any]]:
+    for sample in found:
+        leaves, spec = tree_flatten(((sample.input, *sample.args), sample.kwargs))
+        if sum(x.numel() for x in leaves if isinstance(x, torch.Tensor)) <= LARGEST:
+            yield leaves, spec
+
+
+RANDOM = ("empty", "empty_like", "randn", "randn_like")
+
+
+def cases() -> Iterator[Case]:
+    for names, dtypes in [
+        (FLOATING, {torch.float32: SAMPLES, torch.bfloat16: 1}),
+        (NUMBERS, {torch.float32: SAMPLES, torch.int64: 2}),
+        (BOOLS, {torch.bool: 2}),
+        (ANYTHING, {torch.float32: SAMPLES, torch.bool: 1}),
+    ]:
+        for name in names.split():
+            for dtype, count in dtypes.items():
+                kind = str(dtype).removeprefix("torch.")
+                yield Case(
+                    f"{name}-{kind}",
+                    None,
+                    make=partial(samples, name, dtype, count),
+                    scale="tensor",
+                    layout_only=name in RANDOM,
+                )
+
+
+CASES = list(cases())
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.id for case in CASES])
+def test_opinfo(case: Case, verdicts: dict[str, str | None], request: Any) -> None:
+    name, _, dtype = case.id.rpartition("-")
+    reason = EXCEPTIONS.get((name, dtype))
+    if reason is None:
+        verdict_test(case, verdicts, request)
+    else:
+        assert verdicts[case.id] is not None, f"passes, but is listed as: {reason}"
