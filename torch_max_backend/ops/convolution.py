@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from max.graph import Dim, TensorValue, ops
@@ -59,11 +60,12 @@ def _patch_embedding(
     x = reshape(x, split)  # (N, C, h, kh, w, kw)
     counts = [2 + 2 * i for i in range(rank)]
     x = permute(x, [0, *counts, 1, *[c + 1 for c in counts]])  # (N, h, w, C, kh, kw)
-    features = int(channels)
-    for size in kernel:
-        features *= size
+    features = int(channels) * math.prod(kernel)
     out_channels = weight.shape[0]
-    x = reshape(x, [-1, features])
+    rows: IntLike = batch
+    for count in grid:
+        rows = rows * count
+    x = reshape(x, [rows, features])
     out = matmul(x, permute(reshape(weight, [out_channels, features]), [1, 0]))
     if bias is not None:
         out = out + bias

@@ -137,19 +137,24 @@ def power(x: TensorValue, y: TensorValue) -> TensorValue:
 def power_scalar(x: TensorValue, exponent: TensorValue | float) -> TensorValue:
     """x ** number; small whole exponents are products."""
     if isinstance(exponent, int | float) and x.dtype.is_float():
-        if exponent == 2:
-            return x * x
-        if exponent == 1:
-            return x
-        if exponent == 3:
-            return x * x * x
         if exponent == 0.5:
             return ops.sqrt(x)
         if exponent == 0:
             return ops.where(ops.equal(x, x), constant(1, x), constant(1, x))
+        if exponent == int(exponent) and abs(exponent) <= 8:
+            product = _whole_power(x, abs(int(exponent)))
+            return product if exponent > 0 else constant(1, x) / product
     if not isinstance(exponent, TensorValue):
         exponent = constant(exponent, x)
     return power(x, exponent)
+
+
+def _whole_power(x: TensorValue, n: int) -> TensorValue:
+    """x ** n for n >= 1 by squaring."""
+    if n == 1:
+        return x
+    half = _whole_power(x, n // 2)
+    return half * half * x if n % 2 else half * half
 
 
 def relu(x: TensorValue) -> TensorValue:
@@ -219,11 +224,11 @@ def gelu(x: TensorValue, approximate: str = "none") -> TensorValue:
     """Gaussian error linear unit (Hendrycks and Gimpel, 2016)."""
     if x.dtype != DType.float64:
         return ops.gelu(x, approximate)
-    half, one = constant(0.5, x), constant(1, x)
     if approximate == "none":
+        half, one = constant(0.5, x), constant(1, x)
         return x * half * (one + erf(x * constant(math.sqrt(0.5), x)))
-    inner = constant(math.sqrt(2 / math.pi), x) * (x + constant(0.044715, x) * x * x * x)
-    return x * half * (one + ops.tanh(inner))
+    twice = constant(math.sqrt(8 / math.pi), x) * (x + constant(0.044715, x) * x * x * x)
+    return x * sigmoid(twice)  # (1 + tanh(u)) / 2 = sigmoid(2u)
 
 
 def log_sigmoid(x: TensorValue) -> TensorValue:

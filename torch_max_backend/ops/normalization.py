@@ -46,10 +46,14 @@ def layer_norm(
     The statistics are separate graph values: MAX drops them where nothing uses them.
     """
     flat = _flatten_trailing(x, normalized_shape)
-    out = ops.layer_norm(flat, _affine(weight, flat, 1.0), _affine(bias, flat, 0.0), eps)
+    gain, shift = _affine(weight, flat, 1.0), _affine(bias, flat, 0.0)
     mean = ops.mean(flat, -1)
     centred = flat - mean
     rstd = ops.rsqrt(ops.mean(centred * centred, -1) + eps)
+    if flat.dtype == DType.float64:  # MAX's kernel takes eps in float32
+        out = centred * rstd * gain + shift
+    else:
+        out = ops.layer_norm(flat, gain, shift, eps)
     return _restore(out, x), *_statistics(x, normalized_shape, mean, rstd)
 
 
@@ -58,7 +62,12 @@ def rms_norm(
 ) -> TensorValue:
     """Root mean square normalisation (Zhang and Sennrich, 2019), in float32 for half."""
     flat = _flatten_trailing(x, normalized_shape)
-    return reshape(ops.rms_norm(flat, _affine(weight, flat, 1.0), eps), list(x.shape))
+    gain = _affine(weight, flat, 1.0)
+    if flat.dtype == DType.float64:  # MAX's kernel takes eps in float32
+        out = flat * ops.rsqrt(ops.mean(flat * flat, -1) + eps) * gain
+    else:
+        out = ops.rms_norm(flat, gain, eps)
+    return reshape(out, list(x.shape))
 
 
 def _restore(out: TensorValue, x: TensorValue) -> TensorValue:
@@ -148,7 +157,7 @@ def softmax(x: TensorValue, axis: int, *, log: bool = False) -> TensorValue:
         return finite + value
     wide = accumulation_dtype(x.dtype)
     if wide == DType.float64:  # MAX's exp has 12 digits there
-        shifted = x - ops.max(x, axis % x.rank)
+        shifted = x - ops.max(x, axis=axis % x.rank)
         powers = math_ops.exp(shifted)
         total = ops.sum(powers, axis % x.rank)
         return shifted - math_ops.log(total) if log else powers / total
