@@ -831,6 +831,14 @@ def aten_sort(
     return sorting.sort(self, dim, descending)
 
 
+@lowering(aten.sort.stable, supports=_static_axis)
+def aten_sort_stable(
+    self: TensorValue, *, stable: bool | None, dim: int = -1, descending: bool = False
+) -> tuple[TensorValue, TensorValue]:
+    """sort.stable(Tensor self, *, bool? stable, int dim=-1, bool descending=False) -> (Tensor values, Tensor indices)"""
+    return sorting.sort(self, dim, descending)
+
+
 @lowering(aten.split_with_sizes.default)
 def aten_split_with_sizes(
     self: TensorValue, split_sizes: Sequence[IntLike], dim: int = 0

@@ -16,6 +16,7 @@ import torch
 from max.dtype import DType
 from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
 from torch.fx import GraphModule, Node
+from torch.utils._sympy import functions as symbolic
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from torch_max_backend.accelerators import to_device_ref
@@ -221,6 +222,7 @@ def _memory_order(
     if any(size == 0 for size in shape):
         return tuple(range(len(shape)))
     identity = tuple(range(len(shape)))
+    stride = [_positive(step) for step in stride]
     hints = [_hint(step) for step in value.stride()]
     sizes = [_hint(size) for size in value.shape]
     by_stride = tuple(sorted(identity, key=lambda i: (-hints[i], -sizes[i], i)))
@@ -235,6 +237,14 @@ def _memory_order(
         if dense:
             return order
     return None
+
+
+def _positive(step: sympy.Expr) -> sympy.Expr:
+    """A stride without the Max(1, size) that PyTorch writes for a size that might be 0."""
+    return step.replace(
+        lambda e: isinstance(e, sympy.Max | symbolic.Max) and sympy.Integer(1) in e.args,
+        lambda e: next(arg for arg in e.args if arg != 1),
+    )
 
 
 def _hint(size: int | torch.SymInt) -> int:
