@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ def model_case(
     *inputs: torch.Tensor,
     results: Callable[[Any], Any],
     dtype: torch.dtype = torch.float32,
-    dynamic: bool = True,
+    dynamic: bool | Literal["batch"] = True,
     others: Sequence[Sequence[torch.Tensor]] = (),
 ) -> Case:
     """A case that compares ``results(model(*inputs))`` with eager and with the float64 twin."""

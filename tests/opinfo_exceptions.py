@@ -5,4 +5,10 @@ A listed failure that passes fails the test, so that this list only shrinks.
 
 from __future__ import annotations
 
-EXCEPTIONS: dict[tuple[str, str], str] = {}
+EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("topk", "int64"): "among ties PyTorch may take any; here the first come first",
+    (
+        "nn.functional.embedding",
+        "float32",
+    ): "a sample's max_norm scales rows in place",
+}

@@ -18,6 +18,7 @@ from torch.utils._sympy import functions as symbolic
 from torch_max_backend.dims import (
     dim_value,
     expression,
+    named_sizes,
     static,
     to_dim,
     to_int_or_dim,
@@ -70,8 +71,6 @@ def test_equal_expressions_give_equal_dims(left, right) -> None:
         (a**3, Dim("a") * Dim("a") * Dim("a")),
         (symbolic.FloorDiv(a, 16), Dim("a") // 16),
         (symbolic.Mod(a, 3), Dim("a") - (Dim("a") // 3) * 3),
-        (symbolic.CeilToInt(symbolic.IntTrueDiv(a, sympy.Integer(2))), (Dim("a") + 1) // 2),
-        (symbolic.FloorToInt(symbolic.IntTrueDiv(a, sympy.Integer(2))), Dim("a") // 2),
     ],
     ids=str,
 )
@@ -83,6 +82,22 @@ def test_expressions(expr, expected) -> None:
 def test_what_a_dim_cannot_hold_is_a_clear_error(expr) -> None:
     with pytest.raises(MaxBackendError, match=r"the size .* which a MAX dimension cannot express"):
         to_dim(expr)
+
+
+def test_a_graph_has_one_symbol_for_a_sum_or_a_quotient() -> None:
+    third = symbolic.FloorDiv(a, 3)
+    rounded = symbolic.CeilToInt(symbolic.IntTrueDiv(a, sympy.Integer(2)))
+    negated = -symbolic.FloorDiv(-a, sympy.Integer(2))  # rounds up; its factors are negative
+    with (
+        Graph("sizes", input_types=[TensorType(DType.float32, ("a", "b"), DeviceRef.CPU())]),
+        named_sizes(lambda name: dim_value(Dim(name))),
+    ):
+        for expr in (third, third * b + 1, rounded, negated):
+            assert isinstance(to_dim(expr), SymbolicDim)
+            assert to_dim(expr) == to_dim(expr)
+        assert len({to_dim(expr) for expr in (third, third * b + 1, rounded, negated)}) == 4
+        assert to_dim(third * b) == to_dim(third) * Dim("b")
+        assert to_dim(a) == Dim("a")
 
 
 def test_sizes_as_values() -> None:

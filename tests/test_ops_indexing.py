@@ -120,6 +120,12 @@ def _assigned(x: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     return torch.where(source[:, :1] > 0, x, source)
 
 
+def _masked_assign(x: torch.Tensor, rows: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    y = x.clone()
+    y[rows, 1] = 3.0
+    return y
+
+
 def sorting() -> Iterator[Case]:
     for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.int32):
         x = permuted(4, 9, 3, dtype=dtype)
@@ -136,6 +142,17 @@ def sorting() -> Iterator[Case]:
     odd = torch.tensor(
         [[math.nan, 1.0, math.inf, -math.inf, 2.0], [0.0, -0.0, 1.0, math.nan, -1.0]]
     )
+    rows = torch.tensor([True, False, True, True])
+    grid = randn(4, 5, dtype=torch.bool)
+    y = randn(4, 5)
+    for name, function in {
+        "rows_add": lambda x, m, g: x.index_put((m,), x[:3] * 2, accumulate=True),
+        "rows": lambda x, m, g: x.index_put((m,), x[0]),
+        "grid": lambda x, m, g: x.index_put((g,), torch.tensor(7.0)),
+        "assign": _masked_assign,
+    }.items():
+        yield Case(f"mask-{name}", function, [y, rows, grid])
+    yield Case("embedding-0d", lambda x: F.embedding((x[0, 0] > 0).long(), x), [y])
     for name, function in {
         "sort-ties": lambda x: x.sort(dim=1, stable=True),
         "sort_descending-ties": lambda x: x.sort(dim=1, descending=True, stable=True),

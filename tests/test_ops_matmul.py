@@ -77,6 +77,8 @@ def products() -> Iterator[Case]:
             randn(24, 24),
         ),
         ("mm_large", torch.mm, randn(70, 300), randn(300, 65)),
+        ("linear_one_column", F.linear, a, randn(1, 24), randn(1)),  # a part of a vector register
+        ("linear_one_column_even", F.linear, randn(5, 32), randn(1, 32), randn(1)),
         ("linear_one_row", F.linear, randn(1, 300), randn(65, 300), randn(65)),
     ]:
         yield Case(name, function, inputs, scale="tensor")
@@ -134,6 +136,14 @@ def symbolic() -> Iterator[Case]:
                 others=[[x.to(dtype) for x in others]],
                 scale="tensor",
             )
+    yield Case(
+        "columns-generic",
+        lambda x, y: x @ y.mT,
+        [randn(5, 24), randn(3, 24)],
+        dynamic="generic",
+        others=[[randn(2, 24), randn(1, 24)], [randn(1, 9), randn(4, 9)]],
+        scale="tensor",
+    )
 
 
 CASES = grouped([*products(), *edges(), *symbolic()], 8)

@@ -18,27 +18,30 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from tests.harness import Case, verdict_test
 from tests.opinfo_exceptions import EXCEPTIONS
+from torch_max_backend.registry import overloads
 
-SAMPLES = 4
+SAMPLES = 2
 LARGEST = 5000  # elements of a sample
 
 FLOATING = """
-    acos addcdiv addcmul addmm atanh baddbmm bmm cos cumsum einsum erf exp exp2 expm1 index_put
-    lerp log log10 log1p log2 log_softmax logit logsumexp mean mm mv native_group_norm
-    native_layer_norm nn.functional.conv1d nn.functional.conv2d nn.functional.conv3d
-    nn.functional.conv_transpose1d nn.functional.conv_transpose2d nn.functional.conv_transpose3d
-    nn.functional.elu nn.functional.embedding nn.functional.gelu nn.functional.group_norm
+    acos addcdiv addcmul addmm addmm.decomposed addmv atanh baddbmm bmm cos cumsum einsum erf
+    exp exp2 expm1 index_put lerp linalg.vector_norm log log10 log1p log2 log_softmax logit
+    logsumexp mean mm mv native_group_norm native_layer_norm nn.functional.conv1d
+    nn.functional.conv2d nn.functional.conv3d nn.functional.conv_transpose1d
+    nn.functional.conv_transpose2d nn.functional.conv_transpose3d nn.functional.elu
+    nn.functional.embedding nn.functional.gelu nn.functional.group_norm
     nn.functional.hardsigmoid nn.functional.hardswish nn.functional.layer_norm
     nn.functional.leaky_relu nn.functional.linear nn.functional.logsigmoid nn.functional.mish
     nn.functional.rms_norm nn.functional.silu nn.functional.softplus nn.functional.softsign
     nn.functional.tanhshrink norm outer reciprocal rsqrt sigmoid sin softmax sqrt std tan tanh
-    var var_mean xlogy
+    true_divide var var.unbiased var_mean var_mean.unbiased xlogy
 """
 NUMBERS = """
     abs add amax amin arange argmax argmin as_strided ceil clamp clamp_max clamp_min
     constant_pad_nd div.floor_rounding div.no_rounding_mode div.trunc_rounding floor
-    floor_divide fmod full_like ge gt le lt max.binary max.reduction_with_dim maximum min.binary
-    min.reduction_with_dim minimum mul neg nn.functional.hardtanh nn.functional.relu
+    floor_divide fmod full_like ge gt le lt max.binary max.reduction_no_dim
+    max.reduction_with_dim maximum min.binary min.reduction_no_dim min.reduction_with_dim
+    minimum mul neg nn.functional.hardtanh nn.functional.pad.constant nn.functional.relu
     nn.functional.relu6 pow prod remainder round rsub scalar_tensor scatter_add sign sort square
     sub sum topk tril triu trunc
 """
@@ -46,8 +49,8 @@ BOOLS = "bitwise_and bitwise_not bitwise_or bitwise_xor"
 ANYTHING = """
     all any cat chunk clone diagonal empty empty_like eq expand flip full gather index_select
     isinf isnan logical_and logical_not logical_or logical_xor masked_fill movedim narrow ne
-    nonzero permute randn randn_like repeat roll scatter select select_scatter slice
-    slice_scatter split_with_sizes squeeze stack tile unfold unsqueeze view where
+    nonzero permute repeat roll scatter select select_scatter slice slice_scatter
+    split_with_sizes squeeze squeeze.multiple stack tile unfold unsqueeze view where
 """
 
 
@@ -94,14 +97,29 @@ def _small(found: Iterator[Any]) -> Iterator[tuple[list[Any], Any]]:
             yield leaves, spec
 
 
-RANDOM = ("empty", "empty_like", "randn", "randn_like")
+UNINITIALISED = ("empty", "empty_like")
+UNLISTED = {
+    "_native_batch_norm_legit": "its samples update running statistics in place",
+    "as_strided.partial_views": "as_strided of a tensor that is not contiguous is refused",
+    "bernoulli": "random; test_runtime.py compares the statistics",
+    "bmm.triton_optimized": "the samples of bmm, for CUDA",
+    "nn.functional.silu.complex": "MAX has no complex numbers",
+    "nn.functional.unfold": "im2col; the operator unfold is the entry unfold",
+    "rand_like": "random; test_runtime.py compares the statistics",
+    "randn": "random; test_runtime.py compares the statistics",
+    "randn_like": "random; test_runtime.py compares the statistics",
+    "round.decimals_0": "round.decimals is not in the table",
+    "round.decimals_3": "round.decimals is not in the table",
+    "round.decimals_neg_3": "round.decimals is not in the table",
+}
+"""Entries of operators in the table whose samples are left out, and why."""
 
 
 def cases() -> Iterator[Case]:
     for names, dtypes in [
         (FLOATING, {torch.float32: SAMPLES, torch.bfloat16: 1}),
-        (NUMBERS, {torch.float32: SAMPLES, torch.int64: 2}),
-        (BOOLS, {torch.bool: 2}),
+        (NUMBERS, {torch.float32: SAMPLES, torch.int64: 1}),
+        (BOOLS, {torch.bool: 1}),
         (ANYTHING, {torch.float32: SAMPLES, torch.bool: 1}),
     ]:
         for name in names.split():
@@ -112,7 +130,7 @@ def cases() -> Iterator[Case]:
                     None,
                     make=partial(samples, name, dtype, count),
                     scale="tensor",
-                    layout_only=name in RANDOM,
+                    layout_only=name in UNINITIALISED,
                 )
 
 
@@ -127,3 +145,16 @@ def test_opinfo(case: Case, verdicts: dict[str, str | None], request: Any) -> No
         verdict_test(case, verdicts, request)
     else:
         assert verdicts[case.id] is not None, f"passes, but is listed as: {reason}"
+
+
+def test_every_entry_is_listed() -> None:
+    """No entry of an operator in the table is forgotten, and none is listed in vain."""
+    listed = set(" ".join([FLOATING, NUMBERS, BOOLS, ANYTHING]).split())
+    assert listed <= entries().keys()
+    lowered = {str(overload.overloadpacket).split(".")[-1] for overload in overloads()}
+    reached = {
+        name
+        for name, op in entries().items()
+        if {op.aten_name, op.name.removeprefix("nn.functional.")} & lowered
+    }
+    assert reached - listed == UNLISTED.keys()

@@ -39,7 +39,7 @@ def floating() -> Iterator[Case]:
         x = randn(3, 5, 37, dtype=dtype)
         make = partial(Case, scale="tensor")
         for name, function in SUMS.items():
-            for arguments in DIMS if dtype in (torch.float32, torch.bfloat16) else DIMS[1:2]:
+            for arguments in DIMS if dtype == torch.float32 else DIMS[1:2]:
                 keys = dict(arguments)
                 yield make(
                     f"{name}-{name_of(arguments)}-{short(dtype)}", partial(function, **keys), [x]
@@ -110,9 +110,10 @@ def symbolic() -> Iterator[Case]:
 
 
 def integral() -> Iterator[Case]:
-    for dtype in (torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool):
+    dtypes = (torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool)
+    for place, dtype in enumerate(dtypes):  # int64 in full, the others take turns
         x = randn(4, 6, dtype=dtype)
-        for name, function in {
+        operations = {
             "sum": lambda x: x.sum(1),
             "sum-all": lambda x: x.sum(),
             "prod": lambda x: x.prod(1),
@@ -124,8 +125,9 @@ def integral() -> Iterator[Case]:
             "cumsum": lambda x: x.cumsum(0),
             "softmax-float": lambda x: x.softmax(1, dtype=torch.float32),
             "mean-float": lambda x: x.mean(1, dtype=torch.float32),
-        }.items():
-            if not (dtype == torch.bool and name in ("max-dim",)):
+        }
+        for i, (name, function) in enumerate(operations.items()):
+            if place == 0 or (i + place) % 3 == 0 or name in ("sum", "any"):
                 yield Case(f"{name}-{short(dtype)}", function, [x], scale="tensor")
     yield Case("sum-overflow", lambda x: x.sum(dtype=torch.int8), [integers(50, high=9)])
 
@@ -141,12 +143,12 @@ def edges() -> Iterator[Case]:
             [2.0, 7.0, 7.0, -1.0, 7.0],
             [-0.0, 0.0, -0.0, 0.0, -0.0],
             [-2.0, -7.0, -7.0, -1.0, -7.0],
-            [1e30, 1e30, -1e30, 88.0, -88.0],
+            [1e18, 1e18, -1e18, 88.0, -88.0],  # squares still fit float32
         ]
     )
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         x = rows.to(dtype)
-        for name, function in {
+        operations = {
             **{k: partial(f, dim=1) for k, f in {**SUMS, **WITH_INDEX, **SOFTMAX}.items()},
             "prod": lambda x: x.prod(1),
             "cumsum": lambda x: x.cumsum(1),
@@ -154,8 +156,10 @@ def edges() -> Iterator[Case]:
             "any": lambda x: x.any(1),
             "all": lambda x: x.all(1),
             "argmax-all": lambda x: x.argmax(),
-        }.items():
-            yield Case(f"{name}-edge-{short(dtype)}", function, [x], scale="tensor")
+        }
+        for name, function in operations.items():
+            if dtype == torch.float32 or name in ("amax", "min", "argmin", "softmax", "logsumexp"):
+                yield Case(f"{name}-edge-{short(dtype)}", function, [x], scale="tensor")
     empty = randn(3, 0, 4)
     for name, function in {
         "sum": lambda x: x.sum(1),

@@ -187,7 +187,7 @@ def strided(shape, stride):
         ((2, 3), (4, 1), None, ()),  # padded rows
         ((3, 3), (1, 1), None, ()),  # overlapping windows
         ((2, 2, 3), (3, 3, 1), None, ()),
-        ((2, 3), (0, 2), None, ()),  # expanded, and with gaps
+        ((2, 3), (0, 2), None, (0,)),  # expanded, and with gaps
     ],
 )
 def test_memory_orders(shape, stride, order, expanded):

@@ -102,7 +102,7 @@ def aten__to_copy(
 
 
 abs_ = pointwise(aten.abs.default, math_ops.absolute)
-acos = pointwise(aten.acos.default, ops.acos, promotion=FLOAT)
+acos = pointwise(aten.acos.default, math_ops.acos, promotion=FLOAT)
 add = pointwise((aten.add.Scalar, aten.add.Tensor), math_ops.add)
 
 
@@ -327,7 +327,7 @@ def aten_embedding(
     sparse: bool = False,
 ) -> TensorValue:
     """embedding(Tensor weight, Tensor indices, SymInt padding_idx=-1, bool scale_grad_by_freq=False, bool sparse=False) -> Tensor"""
-    return ops.gather(weight, indices, axis=0)
+    return indexing.embedding(weight, indices)
 
 
 @lowering(aten.empty.memory_format)
@@ -358,7 +358,7 @@ def aten_empty_like(
     return _full(0)
 
 
-eq = pointwise((aten.eq.Scalar, aten.eq.Tensor), ops.equal, promotion=BOOL)
+eq = pointwise((aten.eq.Scalar, aten.eq.Tensor), math_ops.equal, promotion=BOOL)
 erf = pointwise(aten.erf.default, math_ops.erf, promotion=FLOAT)
 exp = pointwise(aten.exp.default, math_ops.exp, promotion=FLOAT)
 exp2 = pointwise(aten.exp2.default, math_ops.exp2, promotion=FLOAT)
@@ -432,7 +432,7 @@ def aten_gather(
     return indexing.gather(self, dim, index)
 
 
-ge = pointwise((aten.ge.Scalar, aten.ge.Tensor), ops.greater_equal, promotion=BOOL)
+ge = pointwise((aten.ge.Scalar, aten.ge.Tensor), math_ops.greater_equal, promotion=BOOL)
 gelu = pointwise(aten.gelu.default, math_ops.gelu)
 gt = pointwise((aten.gt.Scalar, aten.gt.Tensor), ops.greater, promotion=BOOL)
 hardsigmoid = pointwise(aten.hardsigmoid.default, math_ops.hardsigmoid)
@@ -616,14 +616,14 @@ def aten_native_layer_norm(
     return out, casts[0], casts[1]
 
 
-ne = pointwise((aten.ne.Scalar, aten.ne.Tensor), ops.not_equal, promotion=BOOL)
+ne = pointwise((aten.ne.Scalar, aten.ne.Tensor), math_ops.not_equal, promotion=BOOL)
 neg = pointwise(aten.neg.default, ops.negate)
 
 
 @lowering(aten.nonzero.default)
 def aten_nonzero(self: TensorValue) -> TensorValue:
     """nonzero(Tensor self) -> Tensor"""
-    return ops.nonzero(self, expected_shape()[0])
+    return indexing.nonzero(self, expected_shape()[0])
 
 
 @lowering(aten.permute.default)
@@ -816,14 +816,7 @@ def aten_slice_scatter(
 softplus = pointwise(aten.softplus.default, math_ops.softplus)
 
 
-def _static_axis(node: torch.fx.Node) -> str | None:
-    fake, dim = node.args[0].meta["val"], node.args[1] if len(node.args) > 1 else -1  # type: ignore[union-attr]
-    if fake.ndim and not isinstance(fake.shape[dim if isinstance(dim, int) else -1], int):
-        return "sorting along an axis of dynamic size; make that axis static"
-    return None
-
-
-@lowering(aten.sort.default, supports=_static_axis)
+@lowering(aten.sort.default)
 def aten_sort(
     self: TensorValue, dim: int = -1, descending: bool = False
 ) -> tuple[TensorValue, TensorValue]:
@@ -831,7 +824,7 @@ def aten_sort(
     return sorting.sort(self, dim, descending)
 
 
-@lowering(aten.sort.stable, supports=_static_axis)
+@lowering(aten.sort.stable)
 def aten_sort_stable(
     self: TensorValue, *, stable: bool | None, dim: int = -1, descending: bool = False
 ) -> tuple[TensorValue, TensorValue]:
@@ -871,12 +864,12 @@ sum_ = reduction(
     (aten.sum.default, aten.sum.dim_IntList), reduce_ops.sum_axis, promotion=Promotion.INT_TO_LONG
 )
 tan = pointwise(aten.tan.default, math_ops.tan, promotion=FLOAT)
-tanh = pointwise(aten.tanh.default, ops.tanh, promotion=FLOAT)
+tanh = pointwise(aten.tanh.default, math_ops.tanh, promotion=FLOAT)
 
 
 @lowering(aten.topk.default)
 def aten_topk(
-    self: TensorValue, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+    self: TensorValue, k: IntLike, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> tuple[TensorValue, TensorValue]:
     """topk(Tensor self, SymInt k, int dim=-1, bool largest=True, bool sorted=True) -> (Tensor values, Tensor indices)"""
     return sorting.top_k(self, k, dim, largest)

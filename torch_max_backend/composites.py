@@ -32,13 +32,22 @@ def attention(
     enable_gqa: bool,
 ) -> Tensor:
     """softmax(query key^T * scale + mask) value over (..., heads, length, head_dim), no dropout."""
-    return F.scaled_dot_product_attention(
+    out = F.scaled_dot_product_attention(
         query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
-    ).contiguous()
+    )
+    return _attention_output(query, value).copy_(out)
 
 
 @attention.register_fake
 def _(query, key, value, attn_mask, is_causal, scale, enable_gqa):
+    return _attention_output(query, value)
+
+
+def _attention_output(query: Tensor, value: Tensor) -> Tensor:
+    """Empty, in the layout that PyTorch's own attention gives its result: the query's."""
+    same_width = query.shape[-1] == value.shape[-1]
+    if query.ndim == 4 and same_width and query.stride(-1) == 1:
+        return torch.empty_like(query)
     return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
@@ -247,7 +256,7 @@ def _resize_matrix(
 
 def _antialiased(i: Tensor, j: Tensor, step: float, mode: str) -> Tensor:
     """A kernel as wide as the step, cut at the border and normalised."""
-    width = max(step, 1.0)
+    width = torch.sym_max(step, 1.0)  # unlike max, without a guard on which it is
     support = (2.0 if mode == "bicubic" else 1.0) * width
     centre = (i + 0.5) * step
     source = j.shape[0]

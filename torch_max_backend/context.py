@@ -74,3 +74,31 @@ def expected(index: int | None = None) -> torch.Tensor:
 def expected_shape(index: int | None = None) -> list[Dim]:
     """The shape of the result in canonical Dims."""
     return [to_dim(size) for size in expected(index).shape]
+
+
+def operand_is_zero(index: int) -> bool:
+    """Whether an argument of the node is the number 0 or a tensor filled with it."""
+    node = _node.get(None)
+    return node is not None and len(node.args) > index and _is_zero(node.args[index])
+
+
+_MOVED = {
+    torch.ops.aten.alias.default,
+    torch.ops.aten.clone.default,
+    torch.ops.aten.expand.default,
+    torch.ops.aten.unsqueeze.default,
+    torch.ops.aten.view.default,
+    torch.ops.aten._to_copy.default,
+    torch.ops.prims.convert_element_type.default,
+}
+_FILLED = {torch.ops.aten.full.default, torch.ops.aten.full_like.default}
+
+
+def _is_zero(arg: Any) -> bool:
+    if isinstance(arg, int | float):
+        return arg == 0
+    if not isinstance(arg, Node):
+        return False
+    if arg.target in _MOVED:
+        return _is_zero(arg.args[0])
+    return arg.target in _FILLED and _is_zero(arg.args[1])

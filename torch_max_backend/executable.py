@@ -282,13 +282,19 @@ def _restride(output: TensorOutput, names: Sequence[str]) -> Unbind | None:
 
 
 def _copy_into_strides(output: TensorOutput, names: Sequence[str]) -> Unbind:
-    strides = [number_function(step, names) for step in output.stride]
+    sizes, strides = (
+        [number_function(value, names) for value in values]
+        for values in (output.shape, output.stride)
+    )
+    offset = number_function(output.offset, names)
 
     def copy(tensor: torch.Tensor | None, symbols: Sequence[int]) -> torch.Tensor:
         assert tensor is not None
-        stride = [step(*symbols) for step in strides]
-        return torch.empty_strided(
-            tensor.shape, stride, dtype=tensor.dtype, device=tensor.device
-        ).copy_(tensor)
+        shape, stride = ([value(*symbols) for value in values] for values in (sizes, strides))
+        start = offset(*symbols)
+        extent = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+        memory = tensor.new_empty(start + (extent if tensor.numel() else 0))
+        memory.as_strided(tensor.shape, stride, start).copy_(tensor)
+        return memory.as_strided(shape, stride, start)
 
     return copy

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,14 @@ from torch.fx.node import map_aggregate
 from torch_max_backend import registry
 from torch_max_backend.accelerators import to_device_ref
 from torch_max_backend.context import building_with, lowering_of, real_tensors
-from torch_max_backend.dims import dim_value, expression, static, to_dim, to_int_or_dim
+from torch_max_backend.dims import (
+    dim_value,
+    expression,
+    named_sizes,
+    static,
+    to_dim,
+    to_int_or_dim,
+)
 from torch_max_backend.dtypes import to_max
 from torch_max_backend.errors import (
     LoweringError,
@@ -132,8 +139,7 @@ def build_graph(
         building_with(options),
         Graph(name, input_types=signature.input_types(), module=module) as graph,
     ):
-        builder = _Builder(gm, signature, graph)
-        graph.output(*builder.run())
+        graph.output(*_Builder(gm, signature, graph).run())
     return graph, signature
 
 
@@ -143,19 +149,26 @@ class _Builder:
         self.signature = signature
         self.values: dict[Node, Any] = {}
         self.scalars: dict[str, TensorValue] = {}
-        self._bind_inputs([value.tensor for value in graph.inputs])
+        self.inputs = [value.tensor for value in graph.inputs]
 
-    def _bind_inputs(self, inputs: Sequence[TensorValue]) -> None:
-        for bound, value in zip(self.signature.inputs, inputs, strict=True):
+    def run(self) -> list[TensorValue]:
+        """Lowers every node; returns the graph's outputs."""
+        with named_sizes(self._symbol):
+            self._bind_inputs()
+            return self._lower()
+
+    def _bind_inputs(self) -> None:
+        for bound, value in zip(self.signature.inputs, self.inputs, strict=True):
             if bound.kind == "seed":
                 ops.random.set_seed(value)
             if bound.symbol is not None:
                 self.scalars[bound.symbol] = value
+        for bound, value in zip(self.signature.inputs, self.inputs, strict=True):
             if bound.node is not None:
                 shape = [to_dim(size) for size in bound.node.meta["val"].shape]
                 self.values[bound.node] = _rebind(value, shape)
 
-    def run(self) -> list[TensorValue]:
+    def _lower(self) -> list[TensorValue]:
         for node in self.gm.graph.nodes:
             if node.op == "get_attr":
                 self.values.setdefault(node, self._constant(node))
@@ -190,31 +203,40 @@ class _Builder:
             raise LoweringError(self._describe(node, error)) from error
 
     def _argument(self, arg: Any) -> Any:
-        """A number by itself may be any expression; the sizes in a list must be Dims."""
-        try:
-            return map_aggregate(arg, self._resolve)
-        except MaxBackendError:
-            value = arg.meta["val"] if isinstance(arg, Node) else arg
-            if isinstance(value, torch.SymInt):
-                return self._real(expression(value))
-            raise
+        if isinstance(arg, list | tuple):
+            return map_aggregate(arg, lambda each: self._resolve(each, self._size))
+        return map_aggregate(arg, lambda each: self._resolve(each, self._integer))
 
-    def _resolve(self, arg: Any) -> Any:
+    def _resolve(self, arg: Any, integer: Callable[[torch.SymInt], Any]) -> Any:
         if isinstance(arg, Node):
             if not is_symbolic_scalar(arg):
                 return self.values[arg]
             arg = arg.meta["val"]
         if isinstance(arg, torch.SymInt):
-            return self._integer(arg)
+            return integer(arg)
         if isinstance(arg, torch.SymFloat):
             return self._real(arg.node.expr)
         return arg
 
     def _integer(self, value: torch.SymInt) -> int | Dim | TensorValue:
-        names = {symbol.name for symbol in expression(value).free_symbols}
-        if names & self.scalars.keys():
+        """A number by itself may be any expression."""
+        try:
+            return self._bound(value)
+        except MaxBackendError:
             return self._real(expression(value))
-        return to_int_or_dim(value)
+
+    def _size(self, value: torch.SymInt) -> int | Dim | TensorValue:
+        """The sizes, strides and paddings in a list are Dims, whatever the expression."""
+        try:
+            return self._bound(value)
+        except MaxBackendError:
+            return to_dim(value)
+
+    def _bound(self, value: torch.SymInt) -> int | Dim | TensorValue:
+        names = {symbol.name for symbol in expression(value).free_symbols}
+        return (
+            self._real(expression(value)) if names & self.scalars.keys() else to_int_or_dim(value)
+        )
 
     def _real(self, expr: Any) -> TensorValue | float | int:
         """A symbolic number as a 0-d value: float64, or int64 where the expression is integral."""

@@ -105,6 +105,6 @@ def as_tensor(operand: Operand, dtype: DType, device: DeviceRef) -> TensorValue:
             operand = int(operand)
         return ops.constant(operand, dtype, device=device)
     if operand.dtype != dtype:
-        truth = dtype == DType.bool  # 0.5 is true, a cast would truncate it
-        operand = ops.not_equal(operand, 0) if truth else ops.cast(operand, dtype)
+        truth = dtype == DType.bool  # 0.5 is true, a cast would truncate it; NaN too
+        operand = ops.logical_not(ops.equal(operand, 0)) if truth else ops.cast(operand, dtype)
     return operand if operand.device == device else operand.to(device)

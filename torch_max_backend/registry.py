@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from beartype import beartype
 from max.dtype import DType
-from max.graph import TensorValue, ops
+from max.graph import DeviceRef, TensorValue, ops
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Node
 
+from torch_max_backend.context import expected, expected_shape
+from torch_max_backend.dtypes import to_max
 from torch_max_backend.errors import RegistrationError
+from torch_max_backend.ops.shape import agree, drop_axes, normalize_dims
 from torch_max_backend.promotion import (
     Promotion,
     accumulation_dtype,
@@ -236,7 +239,8 @@ def _pointwise(
             return body(*values, **rest)
         compute, result = resolve(present, promotion)
         device = common_device(present)
-        ready = [v if v is None else as_tensor(v, compute, device) for v in values]
+        unique = {id(v): _operand(v, compute, device) for v in present}  # x == x stays such
+        ready = [v if v is None else unique[id(v)] for v in values]
         out = body(*ready, **rest)
         return out if out.dtype == result else ops.cast(out, result)
 
@@ -244,6 +248,12 @@ def _pointwise(
     lower.__doc__ = str(schema)
     _register(overload, lower, supports)
     return lower
+
+
+def _operand(value: Any, dtype: DType, device: DeviceRef) -> TensorValue:
+    """An operand in the dtype and on the device of the computation, its sizes the result's."""
+    out = as_tensor(value, dtype, device)
+    return agree(out, expected_shape()) if out.rank else out
 
 
 def reduction(
@@ -269,10 +279,6 @@ def _reduction(
     body: Callable[[TensorValue, int], TensorValue],
     promotion: Promotion,
 ) -> Callable[..., TensorValue]:
-    from torch_max_backend.context import expected
-    from torch_max_backend.dtypes import to_max
-    from torch_max_backend.ops.shape import drop_axes, normalize_dims
-
     def lower(*args: Any, **kwargs: Any) -> TensorValue:
         bound = _bind(overload, args, kwargs)
         x = bound["self"]

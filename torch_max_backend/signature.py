@@ -52,14 +52,16 @@ class TensorOutput:
     """A result computed by the graph.
 
     The graph returns it dense, in the order of its strides and with expanded axes cut to one;
-    ``shape`` and ``stride`` (evaluated per call where symbolic) describe what the caller sees.
-    ``order`` lists the axes from the outermost stride to the innermost; None asks for a copy into
-    the exact strides, which no dense buffer has.
+    ``shape``, ``stride`` and ``offset`` (evaluated per call where symbolic) describe what the
+    caller sees. ``order`` lists the axes from the outermost stride to the innermost; None asks for
+    a copy into the exact strides and offset, which no dense buffer has. (AOTAutograd makes a view
+    of an argument anew from these three.)
     """
 
     node: Node
     shape: tuple[Any, ...]
     stride: tuple[Any, ...]
+    offset: Any
     order: tuple[int, ...] | None
     expanded: tuple[int, ...]
 
@@ -141,12 +143,11 @@ def _add_tensors(signature: GraphSignature, placeholders: Sequence[Node]) -> set
             continue
         shape: list[Dim] = []
         for axis, size in enumerate(value.shape):
-            dim = to_dim(size)
-            if isinstance(expression(size), sympy.Symbol):
-                bound.add(expression(size).name)
-            elif not isinstance(expression(size), sympy.Integer):
-                dim = Dim(f"input{position}_axis{axis}")
-            shape.append(dim)
+            expr = expression(size)
+            plain = isinstance(expr, sympy.Symbol | sympy.Integer)
+            if isinstance(expr, sympy.Symbol):
+                bound.add(expr.name)
+            shape.append(to_dim(size) if plain else Dim(f"input{position}_axis{axis}"))
         kind = TensorType(to_max(value.dtype), shape, to_device_ref(value.device))
         signature.inputs.append(GraphInput(position, "tensor", kind, node=node))
     return bound
@@ -208,8 +209,9 @@ def _tensor_output(node: Node) -> TensorOutput:
     shape = tuple(expression(size) for size in value.shape)
     stride = tuple(expression(step) for step in value.stride())
     expanded = tuple(i for i, step in enumerate(stride) if step == 0 and shape[i] not in (0, 1))
-    order = _memory_order(value, shape, stride, expanded)
-    return TensorOutput(node, shape, stride, order, expanded if order is not None else ())
+    offset = expression(value.storage_offset())
+    order = _memory_order(value, shape, stride, expanded) if offset == 0 else None
+    return TensorOutput(node, shape, stride, offset, order, expanded)
 
 
 def _memory_order(

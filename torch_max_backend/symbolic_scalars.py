@@ -29,7 +29,10 @@ def evaluate(expr: sympy.Expr, symbol: Callable[[str], TensorValue]) -> TensorVa
         args = [visit(arg) for arg in e.args]
         rule = _RULES.get(type(e))
         if rule is None:
-            raise MaxBackendError(f"the symbolic number {expr} uses {type(e).__name__}")
+            raise MaxBackendError(
+                f"the symbolic number {expr} uses {type(e).__name__}, which has no translation to "
+                "MAX; compile with dynamic=False or compute that number in another way"
+            )
         result = args[0] if len(args) > 1 else rule(*args)
         for arg in args[1:]:
             result = rule(result, arg)
@@ -73,6 +76,7 @@ _RULES: dict[type, Callable[..., TensorValue]] = {
     symbolic.TruncToInt: lambda a: _integer(ops.trunc(_real(a))),
     symbolic.TruncToFloat: lambda a: ops.trunc(_real(a)),
     symbolic.FloorToInt: lambda a: _integer(ops.floor(_real(a))),
+    symbolic.RoundToInt: lambda a: _integer(ops.round(_real(a))),
     symbolic.CeilToInt: lambda a: _integer(ops.negate(ops.floor(ops.negate(_real(a))))),
     symbolic.OpaqueUnaryFn_sqrt: lambda a: ops.sqrt(_real(a)),
 }

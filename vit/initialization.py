@@ -1,5 +1,7 @@
 """Initial weights: a truncated normal for every weight, zero for every bias."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -19,12 +21,17 @@ def _largest_below(bound: float, dtype: torch.dtype) -> float:
 
 @torch.no_grad()
 def trunc_normal_(tensor: Tensor, std: float = INIT_STD, bound: float | None = None) -> Tensor:
-    """Fill ``tensor`` in place from N(0, std), truncated at ``+-bound`` (2 std unless given)."""
+    """Fill ``tensor`` in place from N(0, std), truncated at ``+-bound`` (2 std unless given).
+
+    By the inverse of the normal distribution, in one pass: resampling what falls outside, as
+    ``torch.nn.init.trunc_normal_`` does it, takes seconds for a ViT-S.
+    """
     bound = 2 * std if bound is None else bound
     # Half precision has too few values between 0 and 1 for the inverse CDF: sample in float32.
     wide = torch.promote_types(tensor.dtype, torch.float32)
     sample = tensor if tensor.dtype == wide else torch.empty_like(tensor, dtype=wide)
-    nn.init.trunc_normal_(sample, std=std, a=-bound, b=bound)
+    within = math.erf(bound / (std * math.sqrt(2)))  # the share of N(0, std) inside the bounds
+    sample.uniform_(-within, within).erfinv_().mul_(std * math.sqrt(2))
     limit = _largest_below(bound, tensor.dtype)
     return tensor.copy_(sample).clamp_(-limit, limit)
 

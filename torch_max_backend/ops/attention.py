@@ -9,10 +9,17 @@ from max.dtype import DType
 from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
 
 from torch_max_backend import context
-from torch_max_backend.dims import static
+from torch_max_backend.dims import IntLike, static
 from torch_max_backend.ops.matmul import matmul
 from torch_max_backend.ops.normalization import softmax
-from torch_max_backend.ops.shape import broadcast, diagonal_mask, permute, reshape
+from torch_max_backend.ops.shape import (
+    agree,
+    broadcast,
+    diagonal_mask,
+    permute,
+    reshape,
+    slice_axis,
+)
 from torch_max_backend.promotion import accumulation_dtype
 
 _SWAP_HEADS_AND_LENGTH = [0, 2, 1, 3]
@@ -35,7 +42,12 @@ def attention(
     q, k, v = (_rank4(x) for x in (query, key, value))
     if grouped:
         k, v = (_repeat_heads(x, q.shape[1]) for x in (k, v))
-    out = _dispatch(q, k, v, _rank4_mask(mask), causal, scale)
+    if mask is not None:
+        if query.rank > 4:
+            mask = broadcast(mask, [*lead, *list(mask.shape)[-2:]])
+        mask = _rank4_mask(mask)
+        mask = agree(mask, [q.shape[0], q.shape[1], q.shape[2], k.shape[2]])
+    out = _dispatch(q, k, v, mask, causal, scale)
     return reshape(out, [*lead, query.shape[-2], value.shape[-1]])
 
 
@@ -49,12 +61,8 @@ def _rank4(x: TensorValue) -> TensorValue:
     return reshape(x, [-1, heads, *list(x.shape)[-2:]])
 
 
-def _rank4_mask(mask: TensorValue | None) -> TensorValue | None:
-    if mask is None or mask.rank == 4:
-        return mask
-    if mask.rank < 4:
-        return reshape(mask, [*([1] * (4 - mask.rank)), *mask.shape])
-    return _rank4(mask)
+def _rank4_mask(mask: TensorValue) -> TensorValue:
+    return reshape(mask, [*([1] * (4 - mask.rank)), *mask.shape]) if mask.rank < 4 else _rank4(mask)
 
 
 def _repeat_heads(x: TensorValue, heads: Dim) -> TensorValue:
@@ -78,9 +86,14 @@ def _dispatch(
     scale: float,
 ) -> TensorValue:
     empty = any(static(d) == 0 for x in (q, k, v) for d in x.shape)
-    same_width = q.shape[-1] == v.shape[-1]
     unfused = context.options().attention == "composed"
-    if unfused or empty or not same_width or q.dtype == DType.float64:
+    if not empty and q.shape[-1] != v.shape[-1]:
+        # MAX fuses even composed attention, and wrongly where the widths differ
+        keys, values = _missing_widths(q.shape[-1], v.shape[-1])
+        q, k, wide = _widened(q, keys), _widened(k, keys), _widened(v, values)
+        out = _dispatch(q, k, agree(wide, [q.shape[-1]]), mask, causal, scale)
+        return slice_axis(out, 3, 0, v.shape[-1], 1, v.shape[-1])
+    if unfused or empty or q.dtype == DType.float64:
         return composed_attention(q, k, v, mask, causal, scale)
     if q.device.is_cpu():
         return _flash_cpu(q, k, v, mask, causal, scale)
@@ -89,6 +102,22 @@ def _dispatch(
     if mask is None and (square or not causal) and accelerator_api() != "hip":
         return _flash_gpu(q, k, v, causal, scale)
     return composed_attention(q, k, v, mask, causal, scale)
+
+
+def _missing_widths(keys: Dim, values: Dim) -> tuple[IntLike, IntLike]:
+    """What is to be added to each so that they are equal."""
+    e, e_v = static(keys), static(values)
+    if e is None or e_v is None:
+        return values, keys
+    return max(e, e_v) - e, max(e, e_v) - e_v
+
+
+def _widened(x: TensorValue, missing: IntLike) -> TensorValue:
+    """Zeros after the last axis; they add nothing to a score and are cut from the result."""
+    if static(missing) == 0:
+        return x
+    zero = ops.constant(0, x.dtype, device=x.device)
+    return ops.concat([x, broadcast(zero, [*list(x.shape)[:-1], missing])], -1)
 
 
 def _flash_gpu(

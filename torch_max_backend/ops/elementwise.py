@@ -1,6 +1,10 @@
 """Element-wise functions that MAX lacks or computes otherwise than torch.
 
 Operands have one dtype; half precision arrives as float32.
+
+MAX's ``<`` and ``<=`` are the negations of ``>=`` and ``>``, True for NaN, and its ``not_equal`` is
+False for NaN: :func:`less`, :func:`less_equal` and :func:`not_equal` compare as IEEE 754 has it.
+MAX also folds ``x * 0``, ``x - x`` and ``x == x`` as if there were no NaN and no infinity.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import math
 from max.dtype import DType
 from max.graph import TensorValue, ops
 
+from torch_max_backend.context import operand_is_zero
 from torch_max_backend.ops import float64
 
 
@@ -27,6 +32,8 @@ def add(x: TensorValue, y: TensorValue, alpha: float = 1) -> TensorValue:
 
 def sub(x: TensorValue, y: TensorValue, alpha: float = 1) -> TensorValue:
     """x - alpha * y."""
+    if x is y and alpha == 1 and x.dtype.is_float():
+        return ops.where(is_finite(x), constant(0, x), constant(math.nan, x))
     return x - (y if alpha == 1 else y * constant(alpha, y))
 
 
@@ -37,7 +44,25 @@ def rsub(x: TensorValue, y: TensorValue, alpha: float = 1) -> TensorValue:
 
 def mul(x: TensorValue, y: TensorValue) -> TensorValue:
     """x * y; bools are and-ed."""
-    return ops.logical_and(x, y) if x.dtype == DType.bool else x * y
+    if x.dtype == DType.bool:
+        return ops.logical_and(x, y)
+    for place, factor in ((0, y), (1, x)):
+        if x.dtype.is_float() and operand_is_zero(place):
+            return _times_zero(factor, x if place == 0 else y)
+    return x * y
+
+
+def _times_zero(x: TensorValue, zero: TensorValue) -> TensorValue:
+    """x * zero for a zero that MAX can see: NaN for NaN and infinity, else a zero of x's sign."""
+    signed = ops.where(signbit(x), constant(-0.0, x), constant(0.0, x))
+    out = ops.where(is_finite(x), signed, constant(math.nan, x))
+    return out + zero  # in the shape of both
+
+
+def signbit(x: TensorValue) -> TensorValue:
+    """True for negative numbers and -0.0."""
+    zero = constant(0, x)
+    return ops.logical_or(less(x, zero), less(constant(1, x) / x, zero))
 
 
 def divide(x: TensorValue, y: TensorValue, rounding_mode: str | None = None) -> TensorValue:
@@ -51,7 +76,7 @@ def divide(x: TensorValue, y: TensorValue, rounding_mode: str | None = None) -> 
     if rounding_mode == "floor":
         return floored
     exact = ops.equal(floored * y, x)
-    below = ops.logical_and(ops.logical_not(exact), floored < constant(0, x))
+    below = ops.logical_and(ops.logical_not(exact), less(floored, constant(0, x)))
     return floored + ops.cast(below, x.dtype)
 
 
@@ -59,25 +84,50 @@ def floor_divide(x: TensorValue, y: TensorValue) -> TensorValue:
     """floor(x / y) without the rounding of the quotient, as Python's // does it."""
     if not x.dtype.is_float():
         return ops.floor_div(x, y)
-    remainder = fmod(x, y)
-    quotient = ops.div(x - remainder, y)
-    differ = ops.not_equal(remainder < constant(0, x), y < constant(0, x))
-    down = ops.logical_and(ops.not_equal(remainder, constant(0, x)), differ)
-    quotient = ops.where(down, quotient - constant(1, x), quotient)
+    rest, zero, one = fmod(x, y), constant(0, x), constant(1, x)
+    exact = ops.div(x, y)
+    quotient = ops.div(x - rest, y)
+    down = ops.logical_and(not_equal(rest, zero), not_equal(less(rest, zero), less(y, zero)))
+    quotient = ops.where(down, quotient - one, quotient)
     nearest = ops.floor(quotient)
-    nearest = ops.where(quotient - nearest > constant(0.5, x), nearest + constant(1, x), nearest)
-    by_zero = ops.equal(y, constant(0, x))
-    return ops.where(by_zero, ops.div(x, y), nearest)
+    nearest = ops.where(quotient - nearest > constant(0.5, x), nearest + one, nearest)
+    signed = ops.where(not_equal(signbit(x), signbit(y)), constant(-0.0, x), zero)
+    nearest = ops.where(ops.equal(quotient, zero), signed, nearest)
+    return ops.where(ops.equal(y, zero), exact, nearest)
 
 
 def fmod(x: TensorValue, y: TensorValue) -> TensorValue:
     """The remainder with the sign of the dividend."""
-    if x.dtype.is_float():
-        remainder = ops.mod(ops.abs(x), ops.abs(y))
-        signed = ops.where(x < constant(0, x), ops.negate(remainder), remainder)
-        endless = ops.logical_and(ops.is_inf(y), ops.logical_not(ops.is_inf(x)))
-        return ops.where(endless, ops.where(ops.is_nan(x), x, x), signed)
-    return x - divide(x, y, "trunc") * y
+    if not x.dtype.is_float():
+        return x - divide(x, y, "trunc") * y
+    zero = constant(0, x)
+    rest = _modulo(ops.abs(x), ops.abs(y))
+    signed = ops.where(less(x, zero), ops.negate(rest), rest)
+    divisible = ops.logical_not(ops.logical_or(ops.equal(y, zero), is_nan(y)))
+    unchanged = ops.logical_or(
+        ops.logical_and(is_inf(y), ops.logical_not(is_inf(x))),
+        ops.logical_and(ops.equal(x, zero), divisible),
+    )
+    return ops.where(unchanged, x, signed)
+
+
+def _modulo(x: TensorValue, y: TensorValue) -> TensorValue:
+    """x mod y for sizes, where MAX's loses the digits of large quotients in float32.
+
+    Each step takes 29 bits of the quotient: with the 24 of y their product is exact in float64.
+    A quotient of more than 58 bits gives NaN. (MAX computes a value anew for every use, so that
+    each further step doubles the work.)
+    """
+    if x.dtype != DType.float32 or not x.device.is_cpu():
+        return ops.mod(x, y)
+    rest, y = (ops.cast(v, DType.float64) for v in (x, y))
+    low, high = y, y * constant(2.0**29, y)
+    known = less(x, ops.cast(high * constant(2.0**29, y), DType.float32))
+    for step in (high, low):
+        rest = rest - ops.floor(rest / step) * step
+    rest = ops.where(less(rest, constant(0, rest)), rest + y, rest)
+    rest = ops.where(ops.greater_equal(rest, y), rest - y, rest)
+    return ops.where(known, ops.cast(rest, DType.float32), constant(math.nan, x))
 
 
 def remainder(x: TensorValue, y: TensorValue) -> TensorValue:
@@ -86,52 +136,80 @@ def remainder(x: TensorValue, y: TensorValue) -> TensorValue:
         return ops.mod(x, y)
     rest = fmod(x, y)
     zero = constant(0, x)
-    differ = ops.not_equal(rest < zero, y < zero)
-    return ops.where(ops.logical_and(ops.not_equal(rest, zero), differ), rest + y, rest)
+    differ = not_equal(less(rest, zero), less(y, zero))
+    return ops.where(ops.logical_and(not_equal(rest, zero), differ), rest + y, rest)
 
 
 def maximum(x: TensorValue, y: TensorValue) -> TensorValue:
     """The larger; NaN wins (MAX ignores it)."""
     if x.dtype == DType.bool:
         return ops.logical_or(x, y)
-    larger = ops.where(x < y, y, x)
-    return ops.where(ops.is_nan(y), y, larger) if x.dtype.is_float() else larger
+    larger = ops.where(x > y, x, y)
+    return ops.where(ops.is_nan(x), x, larger) if x.dtype.is_float() else larger
 
 
 def minimum(x: TensorValue, y: TensorValue) -> TensorValue:
     """The smaller; NaN wins."""
     if x.dtype == DType.bool:
         return ops.logical_and(x, y)
-    smaller = ops.where(y < x, y, x)
-    return ops.where(ops.is_nan(y), y, smaller) if x.dtype.is_float() else smaller
+    smaller = ops.where(y > x, x, y)
+    return ops.where(ops.is_nan(x), x, smaller) if x.dtype.is_float() else smaller
 
 
 def clamp(x: TensorValue, low: TensorValue | None, high: TensorValue | None) -> TensorValue:
-    """min(max(x, low), high); NaN stays."""
-    if low is not None:
-        x = maximum(x, low)
-    return x if high is None else minimum(x, high)
+    """min(max(x, low), high); NaN stays, and so does the sign of a zero at a bound of zero."""
+    if x.dtype == DType.bool:
+        x = x if low is None else ops.logical_or(x, low)
+        return x if high is None else ops.logical_and(x, high)
+    for bound, beyond in ((low, less), (high, ops.greater)):
+        if bound is not None:
+            replaced = beyond(x, bound)
+            if x.dtype.is_float():
+                replaced = ops.logical_or(replaced, is_nan(bound))
+            x = ops.where(replaced, bound, x)
+    return x
 
 
 def power(x: TensorValue, y: TensorValue) -> TensorValue:
     """x ** y; integer powers by squaring, wrapping as torch's do."""
-    if x.dtype == DType.float64:
-        return float64.power(x, y)
-    if x.dtype == DType.float32 and x.device.is_cpu():  # MAX's is 10 units off in float32
-        return ops.cast(ops.pow(*(ops.cast(v, DType.float64) for v in (x, y))), DType.float32)
     if x.dtype.is_float():
-        return ops.pow(x, y)
+        return _signed_power(_power_of_size(ops.abs(x), y), x, y)
     one, zero = constant(1, x), constant(0, x)
     result, base, rest = ops.where(ops.equal(x, x), one, one), x, y
     for _ in range(6 if x.dtype in (DType.int64, DType.int32) else 4):
-        odd = ops.not_equal(ops.mod(rest, constant(2, x)), zero)
+        odd = not_equal(ops.mod(rest, constant(2, x)), zero)
         result = ops.where(odd, result * base, result)
         base, rest = base * base, ops.floor_div(rest, constant(2, x))
     # a negative exponent is 1 / x ** -y, truncated: only +-1 are not 0
     unit = ops.logical_or(ops.equal(x, one), ops.equal(x, zero - one))
     even = ops.equal(ops.mod(y, constant(2, x)), zero)
     inverse = ops.where(unit, ops.where(even, one, x), zero)
-    return ops.where(y < zero, inverse, result)
+    return ops.where(less(y, zero), inverse, result)
+
+
+def _power_of_size(size: TensorValue, y: TensorValue) -> TensorValue:
+    """size ** y for size >= 0, right but where 0 and infinity meet as factors."""
+    if size.dtype == DType.float64:
+        return float64.exp(y * float64.log(size))
+    if size.device.is_cpu():  # MAX's is 10 units off in float32
+        wide = [ops.cast(v, DType.float64) for v in (size, y)]
+        return ops.cast(_power_of_size(wide[0], wide[1]), size.dtype)
+    return ops.pow(size, y)
+
+
+def _signed_power(size: TensorValue, x: TensorValue, y: TensorValue) -> TensorValue:
+    """x ** y from |x| ** y, with the special values of C's pow."""
+    zero, one, nan = constant(0, x), constant(1, x), constant(math.nan, x)
+    whole = ops.equal(ops.floor(y), y)
+    halved = y * constant(0.5, y)
+    odd = ops.logical_and(whole, not_equal(ops.floor(halved), halved))
+    negative = less(x, zero)
+    out = ops.where(ops.logical_and(odd, signbit(x)), ops.negate(size), size)
+    undefined = ops.logical_and(negative, ops.logical_not(ops.logical_or(whole, is_inf(x))))
+    out = ops.where(ops.logical_or(undefined, ops.logical_or(is_nan(x), is_nan(y))), nan, out)
+    unit = ops.logical_and(ops.equal(x, constant(-1, x)), is_inf(y))
+    unit = ops.logical_or(unit, ops.logical_or(ops.equal(x, one), ops.equal(y, zero)))
+    return ops.where(unit, one, out)
 
 
 def power_scalar(x: TensorValue, exponent: TensorValue | float) -> TensorValue:
@@ -160,7 +238,7 @@ def _whole_power(x: TensorValue, n: int) -> TensorValue:
 def relu(x: TensorValue) -> TensorValue:
     """max(x, 0), NaN stays (MAX's relu gives 0)."""
     zero = constant(0, x)
-    return ops.where(x < zero, zero, x)
+    return ops.where(less(x, zero), zero, x)
 
 
 def sign(x: TensorValue) -> TensorValue:
@@ -168,7 +246,7 @@ def sign(x: TensorValue) -> TensorValue:
     zero, one = constant(0, x), constant(1, x)
     if x.dtype == DType.bool:
         return x
-    signed = ops.where(x > zero, one, ops.where(x < zero, zero - one, zero))
+    signed = ops.where(x > zero, one, ops.where(less(x, zero), zero - one, zero))
     return signed
 
 
@@ -217,7 +295,7 @@ def silu(x: TensorValue) -> TensorValue:
 
 def mish(x: TensorValue) -> TensorValue:
     """x * tanh(softplus(x)) (Misra, 2019)."""
-    return x * ops.tanh(softplus(x))
+    return x * tanh(softplus(x))
 
 
 def gelu(x: TensorValue, approximate: str = "none") -> TensorValue:
@@ -251,31 +329,46 @@ def erf(x: TensorValue) -> TensorValue:
     return float64.erf(x) if x.dtype == DType.float64 else ops.erf(x)
 
 
+def _keep_nan(x: TensorValue, out: TensorValue) -> TensorValue:
+    """MAX's exp, pow and tanh give numbers for NaN."""
+    return ops.where(ops.is_nan(x), x, out)
+
+
 def exp(x: TensorValue) -> TensorValue:
-    """e ** x."""
-    return float64.exp(x) if x.dtype == DType.float64 else ops.exp(x)
+    """e ** x; squared from half the exponent, as MAX's stops at e ** 88.4."""
+    if x.dtype == DType.float64:
+        return float64.exp(x)
+    root = ops.exp(x * constant(0.5, x))
+    return _keep_nan(x, root * root)
 
 
 def exp2(x: TensorValue) -> TensorValue:
-    """2 ** x."""
-    return float64.exp2(x) if x.dtype == DType.float64 else ops.pow(constant(2, x), x)
+    """2 ** x as e ** r times a power of two (MAX's is 8 units off, and 1 for infinity)."""
+    if x.dtype == DType.float64:
+        return float64.exp2(x)
+    finite = ops.min(ops.max(x, constant(-200, x)), constant(200, x))
+    whole = ops.round(finite)
+    half = ops.floor(whole * constant(0.5, x))  # 2 ** whole may be beyond float32
+    root = ops.exp((finite - whole) * constant(math.log(2), x))
+    two = constant(2, x)
+    return _keep_nan(x, root * ops.pow(two, half) * ops.pow(two, whole - half))
 
 
 def expm1(x: TensorValue) -> TensorValue:
     """exp(x) - 1 without cancellation near 0: (e - 1) x / log(e) with e = exp(x) (Kahan)."""
     if x.dtype == DType.float64:
         return float64.expm1(x)
-    e = ops.exp(x)
-    one = constant(1, x)
+    e, one = exp(x), constant(1, x)
     kahan = (e - one) * x / ops.log(e)
     small = ops.where(ops.equal(e, one), x, kahan)
-    plain = ops.logical_or(ops.abs(x) > constant(1, x), ops.is_nan(x))
-    return ops.where(plain, e - one, small)
+    return ops.where(less_equal(ops.abs(x), one), small, e - one)
 
 
 def log(x: TensorValue) -> TensorValue:
-    """The natural logarithm."""
-    return float64.log(x) if x.dtype == DType.float64 else ops.log(x)
+    """The natural logarithm; MAX's of infinity is 88.7."""
+    if x.dtype == DType.float64:
+        return float64.log(x)
+    return ops.where(ops.equal(x, constant(math.inf, x)), x, ops.log(x))
 
 
 def log1p(x: TensorValue) -> TensorValue:
@@ -298,6 +391,17 @@ def log10(x: TensorValue) -> TensorValue:
 def tan(x: TensorValue) -> TensorValue:
     """sin / cos."""
     return ops.sin(x) / ops.cos(x)
+
+
+def tanh(x: TensorValue) -> TensorValue:
+    """The hyperbolic tangent."""
+    return _keep_nan(x, ops.tanh(x))
+
+
+def acos(x: TensorValue) -> TensorValue:
+    """The inverse cosine; NaN beyond [-1, 1], where MAX gives 0 or pi."""
+    inside = less_equal(ops.abs(x), constant(1, x))
+    return ops.where(inside, ops.acos(x), constant(math.nan, x))
 
 
 def ceil(x: TensorValue) -> TensorValue:
@@ -328,7 +432,7 @@ def absolute(x: TensorValue) -> TensorValue:
 def lerp(start: TensorValue, end: TensorValue, weight: TensorValue) -> TensorValue:
     """start + weight (end - start), from the nearer end, as torch does it."""
     difference = end - start
-    near_start = ops.abs(weight) < constant(0.5, start)
+    near_start = less(ops.abs(weight), constant(0.5, start))
     return ops.where(
         near_start, start + weight * difference, end - difference * (constant(1, start) - weight)
     )
@@ -344,9 +448,14 @@ def is_inf(x: TensorValue) -> TensorValue:
     return ops.is_inf(x) if x.dtype.is_float() else ops.not_equal(x, x)
 
 
+def is_finite(x: TensorValue) -> TensorValue:
+    """True where neither NaN nor infinite."""
+    return ops.logical_not(ops.logical_or(is_nan(x), is_inf(x)))
+
+
 def nonzero_bool(x: TensorValue) -> TensorValue:
     """True where x is not 0 (NaN counts)."""
-    return x if x.dtype == DType.bool else ops.not_equal(x, constant(0, x))
+    return x if x.dtype == DType.bool else not_equal(x, constant(0, x))
 
 
 def logical_not(x: TensorValue) -> TensorValue:
@@ -366,7 +475,7 @@ def logical_or(x: TensorValue, y: TensorValue) -> TensorValue:
 
 def logical_xor(x: TensorValue, y: TensorValue) -> TensorValue:
     """True where exactly one is not 0."""
-    return ops.not_equal(nonzero_bool(x), nonzero_bool(y))
+    return not_equal(nonzero_bool(x), nonzero_bool(y))
 
 
 def cast_value(x: TensorValue, dtype: DType) -> TensorValue:
@@ -383,4 +492,19 @@ def less(x: TensorValue, y: TensorValue) -> TensorValue:
 
 def less_equal(x: TensorValue, y: TensorValue) -> TensorValue:
     """x <= y; False where one is NaN."""
-    return ops.greater_equal(y, x)
+    return greater_equal(y, x)
+
+
+def equal(x: TensorValue, y: TensorValue) -> TensorValue:
+    """x == y; False where one is NaN."""
+    return ops.logical_not(is_nan(x)) if x is y else ops.equal(x, y)
+
+
+def greater_equal(x: TensorValue, y: TensorValue) -> TensorValue:
+    """x >= y; False where one is NaN."""
+    return ops.logical_not(is_nan(x)) if x is y else ops.greater_equal(x, y)
+
+
+def not_equal(x: TensorValue, y: TensorValue) -> TensorValue:
+    """x != y; True where one is NaN."""
+    return ops.logical_not(equal(x, y))

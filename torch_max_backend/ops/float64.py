@@ -13,36 +13,36 @@ from max.graph import TensorValue, ops
 _LN2_HIGH = 6.93147180369123816490e-01  # 32 bits: whole multiples are exact
 _LN2_LOW = 1.90821492927058770002e-10
 
-# Chebyshev coefficients in 2t - 1 of log(erfc(x) / t) + x^2 with t = 2 / (2 + x), x >= 0
-# (fitted to 1e-17 with 60 digits).
+# log(erfc(x) / t) + x^2 with t = 2 / (2 + x), x >= 0, as a polynomial in 2t - 1, the constant first
+# (a Chebyshev fit to 1e-17 with 60 digits).
 _ERFC = (
-    -0.6513268598908547,
-    0.6419697923564902,
-    0.019476473204185836,
-    -0.009561514786808632,
-    -0.0009465953444820369,
-    0.00036683949785276145,
-    4.252332480690777e-05,
-    -2.0278578112534242e-05,
-    -1.6242900046470256e-06,
-    1.3036558355805232e-06,
-    1.5626441722066142e-08,
-    -8.523809591492654e-08,
-    6.5290544390988515e-09,
-    5.059343495551469e-09,
-    -9.91364156493033e-10,
-    -2.273651222931836e-10,
-    9.646791102015527e-11,
-    2.3940380830391146e-12,
-    -6.886027526497553e-12,
-    8.944879273090725e-13,
-    3.130921399342958e-13,
-    -1.1270822361367252e-13,
-    3.810905255189232e-16,
-    7.106097613609237e-15,
-    -1.5230282014571043e-15,
-    -9.457494571291233e-17,
-    1.210237189224279e-16,
+    -0.6717940840566923,
+    0.672643223977656,
+    0.04734330684190443,
+    -0.046895610231083025,
+    -0.009872689366389959,
+    0.008824938553738762,
+    0.001758933557799016,
+    -0.002345812444802156,
+    -0.00014624686337800336,
+    0.0006736782697069831,
+    -9.37350311709817e-05,
+    -0.00017429984933155647,
+    7.14010141275703e-05,
+    3.173310599377061e-05,
+    -3.0187884551394243e-05,
+    1.6992332312276997e-07,
+    8.562623420121286e-06,
+    -3.007645434410669e-06,
+    -1.27231190486887e-06,
+    1.3267813608518889e-06,
+    -1.6849800720653297e-07,
+    -3.168341367694147e-07,
+    1.5334345920908177e-07,
+    3.972203547273795e-08,
+    -3.917182051027186e-08,
+    -1.5867042924138042e-09,
+    4.06088214696972e-09,
 )
 
 
@@ -88,7 +88,7 @@ def expm1(x: TensorValue) -> TensorValue:
     """2 t / (1 - t) with t = tanh(x/2) where small, else exp(x) - 1."""
     one = _constant(1, x)
     t = ops.tanh(x * _constant(0.5, x))
-    small = ops.abs(x) < _constant(0.7, x)
+    small = _constant(0.7, x) > ops.abs(x)
     return ops.where(small, t * _constant(2, x) / (one - t), exp(x) - one)
 
 
@@ -107,7 +107,7 @@ def log(x: TensorValue) -> TensorValue:
 
 
 def erf(x: TensorValue) -> TensorValue:
-    """The Taylor series near 0, else 1 - erfc by a Chebyshev fit of its logarithm."""
+    """The Taylor series near 0, else 1 - erfc by a fit of its logarithm."""
     size = ops.abs(x)
     square = size * size
     series = _constant(0, x)
@@ -115,28 +115,12 @@ def erf(x: TensorValue) -> TensorValue:
         series = series * square + _constant((-1) ** n / (math.factorial(n) * (2 * n + 1)), x)
     near = x * series * _constant(2 / math.sqrt(math.pi), x)
     t = _constant(2, x) / (_constant(2, x) + size)
-    far = _constant(1, x) - t * exp(_chebyshev(_ERFC, t * _constant(2, x) - 1.0) - square)
+    s = t * _constant(2, x) - _constant(1, x)
+    exponent = _constant(0, x)
+    for c in reversed(_ERFC):  # Horner: MAX would compute what is used twice anew for each use
+        exponent = exponent * s + _constant(c, x)
+    far = _constant(1, x) - t * exp(exponent - square)
     far = ops.where(size > _constant(6, x), _constant(1, x), far)
-    far = ops.where(x < 0.0, ops.negate(far), far)
-    out = ops.where(size < _constant(0.5, x), near, far)
+    far = ops.where(_constant(0, x) > x, ops.negate(far), far)
+    out = ops.where(_constant(0.5, x) > size, near, far)
     return ops.where(ops.is_nan(x), x, out)
-
-
-def _chebyshev(coefficients: tuple[float, ...], s: TensorValue) -> TensorValue:
-    """Clenshaw's recurrence."""
-    after, current = _constant(0, s), _constant(0, s)
-    for c in reversed(coefficients[1:]):
-        current, after = s * current * 2.0 - after + c, current
-    return s * current - after + coefficients[0]
-
-
-def power(x: TensorValue, y: TensorValue) -> TensorValue:
-    """exp(y log|x|) with the sign and the special values of MAX's pow.
-
-    Its error grows with the logarithm of the result: up to that many units in the last place.
-    """
-    rough = ops.pow(x, y)
-    fine = exp(y * log(ops.abs(x)))
-    fine = ops.where(rough < 0.0, ops.negate(fine), fine)
-    special = ops.logical_or(ops.is_nan(rough), ops.is_nan(fine))
-    return ops.where(special, rough, fine)

@@ -8,7 +8,7 @@ from max.dtype import DType
 from max.graph import Dim, TensorValue, ops
 
 from torch_max_backend.context import expected_shape
-from torch_max_backend.dims import IntLike, dim_value
+from torch_max_backend.dims import IntLike, dim_value, new_symbol
 from torch_max_backend.ops.shape import broadcast, iota, normalize_dim, permute, reshape
 
 
@@ -19,12 +19,27 @@ def as_index(index: TensorValue, size: Dim) -> TensorValue:
     return ops.where(index < 0, index + length, index)
 
 
+def _coordinates_of_masks(indices: Sequence[TensorValue | None]) -> list[TensorValue | None]:
+    """Bool masks as the coordinates of their True elements, one index per axis of the mask."""
+    result: list[TensorValue | None] = []
+    for index in indices:
+        if index is None or index.dtype != DType.bool:
+            result.append(index)
+        elif index.rank == 0:
+            raise NotImplementedError("indexing with a 0-d bool; use torch.where")
+        else:
+            found = ops.nonzero(index, new_symbol())
+            result += [found[:, axis] for axis in range(index.rank)]
+    return result
+
+
 def index_tensor(x: TensorValue, indices: Sequence[TensorValue | None]) -> TensorValue:
-    """``x[indices]`` with integer tensors; None keeps an axis whole (NumPy's rules).
+    """``x[indices]`` with integers or masks; None keeps an axis whole (NumPy's rules).
 
     The axes of the broadcast indices stand where the indexed axes stood when these are adjacent,
     else in front.
     """
+    indices = _coordinates_of_masks(indices)
     axes = [axis for axis, index in enumerate(indices) if index is not None]
     chosen = [as_index(indices[axis], x.shape[axis]) for axis in axes]
     if len(axes) == 1:
@@ -38,6 +53,14 @@ def index_tensor(x: TensorValue, indices: Sequence[TensorValue | None]) -> Tenso
     out = ops.gather_nd(permute(x, [*axes, *rest]), stacked)
     order = [*range(rank, rank + place), *range(rank), *range(rank + place, out.rank)]
     return permute(out, order)
+
+
+def embedding(weight: TensorValue, indices: TensorValue) -> TensorValue:
+    """Rows of a (n, width) table."""
+    if indices.rank:
+        return ops.gather(weight, indices, axis=0)
+    row = ops.gather(weight, reshape(indices, [1]), axis=0)  # MAX's gather fails for a 0-d index
+    return reshape(row, [weight.shape[1]])
 
 
 def gather(x: TensorValue, dim: int, index: TensorValue) -> TensorValue:
@@ -78,7 +101,8 @@ def index_put(
     values: TensorValue,
     accumulate: bool,
 ) -> TensorValue:
-    """``x[indices] = values`` (or ``+=``) with integer tensors."""
+    """``x[indices] = values`` (or ``+=``) with integers or masks."""
+    indices = _coordinates_of_masks(indices)
     axes = [axis for axis, index in enumerate(indices) if index is not None]
     rest = [axis for axis in range(x.rank) if axis not in axes]
     chosen = [as_index(indices[axis], x.shape[axis]) for axis in axes]
@@ -98,6 +122,13 @@ def index_put(
     write = ops.scatter_nd_add if accumulate else ops.scatter_nd
     out = write(permute(x, order), permute(full, to_front), stacked)
     return permute(out, sorted(range(x.rank), key=order.__getitem__))
+
+
+def nonzero(x: TensorValue, count: Dim) -> TensorValue:
+    """(count, rank): the coordinates of the elements that are not zero, in row-major order."""
+    if x.rank:
+        return ops.nonzero(x, count)
+    return ops.nonzero(reshape(x, [1]), count)[:, 0:0]
 
 
 def as_strided(

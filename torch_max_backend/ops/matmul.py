@@ -6,7 +6,11 @@ from max.dtype import DType
 from max.graph import TensorValue, ops
 
 from torch_max_backend.dims import static
-from torch_max_backend.ops.shape import broadcast
+from torch_max_backend.ops.shape import agree, broadcast, slice_axis
+from torch_max_backend.promotion import accumulation_dtype
+
+_VECTOR = 16
+"""float32 numbers in the widest vector register that MAX's CPU kernels use."""
 
 
 def matmul(a: TensorValue, b: TensorValue) -> TensorValue:
@@ -14,9 +18,34 @@ def matmul(a: TensorValue, b: TensorValue) -> TensorValue:
     if static(a.shape[-1]) == 0 or any(static(d) == 0 for d in (*a.shape, *b.shape)):
         zero = ops.constant(0, a.dtype, device=a.device)
         return broadcast(zero, [*list(a.shape)[:-1], b.shape[-1]])
+    b = agree(b, [a.shape[-1], b.shape[-1]])
     if not a.dtype.is_float():
         return _integer_matmul(a, b)
+    if a.device.is_cpu() and _may_be_column(b):
+        return _matmul_column(a, b)
     return ops.matmul(a, b)
+
+
+def _may_be_column(b: TensorValue) -> bool:
+    """Whether MAX 26.6 may take its matrix-vector kernel for the CPU.
+
+    The kernel reads past the end (and crashes) where the contraction leaves a part of a vector.
+    """
+    k = static(b.shape[-2])
+    ragged = k is None or k % _VECTOR != 0
+    one_matrix = all(static(d) in (1, None) for d in list(b.shape)[:-2])
+    return ragged and one_matrix and static(b.shape[-1]) in (1, None)
+
+
+def _matmul_column(a: TensorValue, b: TensorValue) -> TensorValue:
+    if static(b.shape[-1]) == 1:
+        wide = accumulation_dtype(a.dtype)
+        row = ops.transpose(ops.cast(b, wide), -1, -2)
+        return ops.cast(ops.sum(ops.cast(a, wide) * row, -1), a.dtype)
+    columns = b.shape[-1]
+    zeros = broadcast(ops.constant(0, b.dtype, device=b.device), [*list(b.shape)[:-1], 2])
+    out = ops.matmul(a, ops.concat([b, zeros], -1))
+    return slice_axis(out, out.rank - 1, 0, columns, 1, columns)
 
 
 def _integer_matmul(a: TensorValue, b: TensorValue) -> TensorValue:

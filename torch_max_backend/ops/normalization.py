@@ -9,8 +9,10 @@ import numpy as np
 from max.dtype import DType
 from max.graph import Dim, TensorValue, ops
 
-from torch_max_backend.dims import IntLike, static
+from torch_max_backend.dims import IntLike, dim_value, static
 from torch_max_backend.ops import elementwise as math_ops
+from torch_max_backend.ops.elementwise import constant, is_finite
+from torch_max_backend.ops.reduction import max_axis
 from torch_max_backend.ops.shape import reshape
 from torch_max_backend.promotion import accumulation_dtype
 
@@ -50,7 +52,7 @@ def layer_norm(
     mean = ops.mean(flat, -1)
     centred = flat - mean
     rstd = ops.rsqrt(ops.mean(centred * centred, -1) + eps)
-    if flat.dtype == DType.float64:  # MAX's kernel takes eps in float32
+    if flat.dtype == DType.float64 or eps <= 0:  # MAX's kernel takes a positive eps in float32
         out = centred * rstd * gain + shift
     else:
         out = ops.layer_norm(flat, gain, shift, eps)
@@ -63,7 +65,7 @@ def rms_norm(
     """Root mean square normalisation (Zhang and Sennrich, 2019), in float32 for half."""
     flat = _flatten_trailing(x, normalized_shape)
     gain = _affine(weight, flat, 1.0)
-    if flat.dtype == DType.float64:  # MAX's kernel takes eps in float32
+    if flat.dtype == DType.float64 or eps <= 0:  # MAX's kernel takes a positive eps in float32
         out = flat * ops.rsqrt(ops.mean(flat * flat, -1) + eps) * gain
     else:
         out = ops.rms_norm(flat, gain, eps)
@@ -152,23 +154,27 @@ def batch_norm_inference(
 def softmax(x: TensorValue, axis: int, *, log: bool = False) -> TensorValue:
     """Softmax or its logarithm along an axis, in the accumulation dtype."""
     if not x.rank:
-        value = 0.0 if log else 1.0
-        finite = x - x  # NaN stays NaN
-        return finite + value
+        return ops.where(is_finite(x), constant(0.0 if log else 1.0, x), constant(math.nan, x))
     wide = accumulation_dtype(x.dtype)
+    axis = axis % x.rank
     if wide == DType.float64:  # MAX's exp has 12 digits there
-        shifted = x - ops.max(x, axis=axis % x.rank)
+        shifted = x - ops.max(x, axis=axis)
         powers = math_ops.exp(shifted)
-        total = ops.sum(powers, axis % x.rank)
+        total = ops.sum(powers, axis)
         return shifted - math_ops.log(total) if log else powers / total
-    kernel = ops.logsoftmax if log else ops.softmax
-    return kernel(x if x.dtype == wide else ops.cast(x, wide), axis % x.rank)
+    x = x if x.dtype == wide else ops.cast(x, wide)
+    out = ops.logsoftmax(x, axis) if log else ops.softmax(x, axis)
+    # MAX's kernels leave NaN out; the largest element is finite wherever the result is
+    return ops.where(is_finite(max_axis(x, axis)), out, constant(math.nan, out))
 
 
 def variance(
     x: TensorValue, dims: Sequence[int], correction: float
 ) -> tuple[TensorValue, TensorValue]:
     """(variance, mean) with the axes kept; two passes, as torch's result is to its rounding."""
+    if not dims:
+        alone = constant(0.0 if correction < 1 else math.nan, x)
+        return ops.where(is_finite(x), alone, constant(math.nan, x)), x
     mean = x
     for dim in dims:
         mean = ops.mean(mean, dim)
@@ -180,8 +186,6 @@ def variance(
         if n is not None and not isinstance(count, TensorValue):
             count = count * n
         else:
-            from torch_max_backend.dims import dim_value
-
             count = dim_value(x.shape[dim], x.dtype).to(x.device) * count
     if isinstance(count, TensorValue):
         zero = ops.constant(0.0, x.dtype, device=x.device)

@@ -9,7 +9,7 @@ from max.dtype import DType
 from max.graph import DeviceRef, TensorValue, ops
 
 from torch_max_backend.dims import static
-from torch_max_backend.ops.elementwise import constant, exp, log, power_scalar
+from torch_max_backend.ops.elementwise import constant, exp, log, nonzero_bool, power_scalar
 from torch_max_backend.ops.shape import broadcast, drop_axes, normalize_dim, reshape
 
 
@@ -46,22 +46,26 @@ def prod_axis(x: TensorValue, axis: int) -> TensorValue:
 
 def max_axis(x: TensorValue, axis: int) -> TensorValue:
     """Maximum; NaN wins (MAX ignores it)."""
-    return _extreme(x, axis, ops.max)
+    return _extreme(x, axis, ops.max, -math.inf)
 
 
 def min_axis(x: TensorValue, axis: int) -> TensorValue:
     """Minimum; NaN wins."""
-    return _extreme(x, axis, ops.min)
+    return _extreme(x, axis, ops.min, math.inf)
 
 
-def _extreme(x: TensorValue, axis: int, reduce) -> TensorValue:
+def _extreme(x: TensorValue, axis: int, reduce, start: float) -> TensorValue:
+    """MAX's reductions ignore NaN and start from the last finite number instead of infinity."""
     if x.dtype == DType.bool:
         return ops.cast(reduce(ops.cast(x, DType.int32), axis=axis), DType.bool)
     found = reduce(x, axis=axis)
     if not x.dtype.is_float():
         return found
-    nan = ops.max(ops.cast(ops.is_nan(x), DType.float32), axis=axis) > 0.0
-    return ops.where(nan, constant(float("nan"), x), found)
+    beyond = ops.logical_not(ops.equal(x, constant(start, x)))
+    seen = ops.cast(ops.is_nan(x), DType.float32) + ops.cast(beyond, DType.float32)
+    most = ops.max(seen, axis=axis)  # 0: all are the start value, 2: there is a NaN
+    found = ops.where(most < 0.5, constant(start, x), found)
+    return ops.where(most > 1.5, constant(math.nan, x), found)
 
 
 def any_axis(x: TensorValue, axis: int) -> TensorValue:
@@ -107,7 +111,7 @@ def vector_norm(x: TensorValue, order: float, axes: Sequence[int]) -> TensorValu
     """(sum |x|^order)^(1 / order) over the axes, which are kept; the limits for 0 and +-inf."""
     size = ops.abs(x)
     if order == 0:
-        size = ops.cast(ops.not_equal(x, constant(0, x)), x.dtype)
+        size = ops.cast(nonzero_bool(x), x.dtype)
     if abs(order) == math.inf:
         for axis in axes:
             size = max_axis(size, axis) if order > 0 else min_axis(size, axis)

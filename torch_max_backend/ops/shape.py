@@ -8,7 +8,7 @@ from max.dtype import DType
 from max.graph import DeviceRef, Dim, StaticDim, TensorValue, ops
 
 from torch_max_backend.context import expected_shape
-from torch_max_backend.dims import IntLike, dim_value, static
+from torch_max_backend.dims import IntLike, dim_value, static, symbol_for
 from torch_max_backend.promotion import as_tensor
 
 _NO_LIMIT = 1 << 62
@@ -42,8 +42,8 @@ def reshape(x: TensorValue, shape: Sequence[IntLike]) -> TensorValue:
     """Reshapes; a -1 takes what is left.
 
     MAX proves that the element counts agree by the form of their products. Where the forms differ
-    (2 * (n // 2) against n, several symbolic axes) the flat tensor is rebound to the other form,
-    which is checked when it runs.
+    (2 * (n // 2) against n, several symbolic axes) every size gets a symbol of its own and the flat
+    tensor is rebound to the other product, which is checked when it runs.
     """
     target = [Dim(d) for d in shape]
     try:
@@ -51,9 +51,10 @@ def reshape(x: TensorValue, shape: Sequence[IntLike]) -> TensorValue:
     except ValueError:
         if Dim(-1) in target or all(isinstance(d, StaticDim) for d in [*target, *x.shape]):
             raise
-    flat = ops.reshape(x, [_product(x.shape)])
-    flat = ops.rebind(flat, [_product(target)], "a reshape changes the element count")
-    return ops.reshape(flat, target)
+    sizes, wanted = ([symbol_for(d) for d in dims] for dims in (list(x.shape), target))
+    flat = ops.reshape(ops.rebind(x, sizes), [_product(sizes)])
+    flat = ops.rebind(flat, [_product(wanted)], "a reshape changes the element count")
+    return ops.rebind(ops.reshape(flat, wanted), target)
 
 
 def _product(dims: Iterable[Dim]) -> Dim:
@@ -71,7 +72,23 @@ def expand(x: TensorValue) -> TensorValue:
 def broadcast(x: TensorValue, shape: Sequence[IntLike]) -> TensorValue:
     """Broadcasts to a shape; leading axes are added."""
     target = [Dim(d) for d in shape]
+    x = agree(x, target)
     return x if list(x.shape) == target else ops.broadcast_to(x, target)
+
+
+def agree(x: TensorValue, shape: Sequence[Dim]) -> TensorValue:
+    """x with the sizes of ``shape``, right-aligned, where only a run can tell that they are equal.
+
+    torch's guards have compared them; MAX compares them again in each run.
+    """
+    sizes = list(x.shape)
+    for i, (have, want) in enumerate(zip(reversed(sizes), reversed(shape), strict=False)):
+        symbolic = static(have) is None or static(want) is None
+        if symbolic and have != want and Dim(1) not in (have, want):
+            sizes[-1 - i] = want
+    if sizes == list(x.shape):
+        return x
+    return ops.rebind(x, sizes, "a size differs from the one it was compiled to equal")
 
 
 def permute(x: TensorValue, dims: Sequence[int]) -> TensorValue:
@@ -165,7 +182,17 @@ def concat(tensors: Sequence[TensorValue], dim: int) -> TensorValue:
     kept = [t for t in tensors if not (t.rank == 1 and static(t.shape[0]) == 0)]
     if not kept:
         return tensors[0]
-    return kept[0] if len(kept) == 1 else ops.concat(kept, normalize_dim(dim, kept[0].rank))
+    if len(kept) == 1:
+        return kept[0]
+    axis = normalize_dim(dim, kept[0].rank)
+    return ops.concat([_agree_but(t, kept[0], axis) for t in kept], axis)
+
+
+def _agree_but(x: TensorValue, other: TensorValue, axis: int) -> TensorValue:
+    """x with the sizes of ``other`` but along ``axis``."""
+    sizes = list(other.shape)
+    sizes[axis] = x.shape[axis]
+    return agree(x, sizes)
 
 
 def roll(x: TensorValue, shifts: Sequence[IntLike], dims: Sequence[int]) -> TensorValue:
@@ -231,13 +258,13 @@ def iota(size: IntLike, device) -> TensorValue:
 
 def pad_constant(x: TensorValue, pad: Sequence[IntLike], value: object) -> TensorValue:
     """Pads (or, where negative, cuts) the last axes; ``pad`` lists pairs from the last axis on."""
-    shape = list(x.shape)
     paddings = [0] * (2 * x.rank)
     for i in range(len(pad) // 2):
         axis = x.rank - 1 - i
         before, after = static(pad[2 * i]), static(pad[2 * i + 1])
         if before is None or after is None:
-            raise NotImplementedError("padding by a symbolic size; make that size static")
+            x = _pad_axis(x, axis, pad[2 * i], value)
+            continue
         if before < 0 or after < 0:
             length = x.shape[axis] + min(before, 0) + min(after, 0)
             first = max(-before, 0)
@@ -251,9 +278,19 @@ def pad_constant(x: TensorValue, pad: Sequence[IntLike], value: object) -> Tenso
             ops.pad(ops.cast(x, DType.uint8), paddings, value=ops.cast(fill, DType.uint8)),
             DType.bool,
         )
-    if any(static(d) == 0 for d in shape):
+    if any(static(d) == 0 for d in x.shape):
         return broadcast(as_tensor(value, x.dtype, x.device), expected_shape())
     return ops.pad(x, paddings, value=fill)
+
+
+def _pad_axis(x: TensorValue, axis: int, before: IntLike, value: object) -> TensorValue:
+    """Pads or cuts one axis by symbolic sizes: each place takes its element or the one fill."""
+    edge = [*list(x.shape)[:axis], 1, *list(x.shape)[axis + 1 :]]
+    fill = broadcast(as_tensor(value, x.dtype, x.device), edge)
+    places = iota(expected_shape()[axis], x.device) - dim_value(before).to(x.device)
+    inside = ops.logical_and(places >= 0, places < dim_value(x.shape[axis]).to(x.device))
+    index = ops.where(inside, places + 1, as_tensor(0, DType.int64, x.device))
+    return ops.gather(ops.concat([fill, x], axis), index, axis)
 
 
 def repeat(x: TensorValue, repeats: Sequence[IntLike]) -> TensorValue:
