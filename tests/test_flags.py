@@ -1,7 +1,6 @@
 """Environment flags, and that nothing happens without them."""
 
 import logging
-import os
 import subprocess
 import sys
 
@@ -104,6 +103,16 @@ def test_importing_the_package_prints_and_configures_nothing():
         "assert not logging.getLogger().handlers\n"
         "assert not logging.getLogger('torch_max_backend').handlers\n"
     )
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONEXECUTABLE"}
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_processes_started_later_keep_their_packages():
+    script = (
+        "import subprocess, sys\n"
+        "from torch_max_backend.ops.attention import _gpu_kernel\n"
+        "_gpu_kernel()\n"
+        "subprocess.run([sys.executable, '-c', 'import torch'], check=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

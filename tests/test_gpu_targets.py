@@ -82,8 +82,8 @@ TARGETS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", TARGETS)
 def test_the_vit_forward_compiles(architecture):
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONEXECUTABLE"}
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, __file__, architecture], cwd=ROOT, env=env, capture_output=True, text=True
     )

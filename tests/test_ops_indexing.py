@@ -67,6 +67,14 @@ def scatters() -> Iterator[Case]:
         for name, function, *inputs in [
             ("scatter", lambda x, i, s: x.scatter(1, i, s), x, lanes, source),
             ("scatter_value", lambda x, i: x.scatter(1, i, 2.0), x, lanes),
+            (
+                "scatter_reduce",
+                lambda x, i, s: x.scatter(1, i, s, reduce="multiply"),
+                x,
+                lanes,
+                source,
+            ),
+            ("scatter_value_reduce", lambda x, i: x.scatter(1, i, 2.0, reduce="add"), x, repeated),
             ("scatter_add", lambda x, i, s: x.scatter_add(1, i, s), x, repeated, source),
             ("scatter_add_rows", lambda x, i, s: x.scatter_add(0, i, s), x, repeated, source),
             ("index_put", lambda x, i, s: x.index_put((i,), s), x, ROWS[:3], source[:3]),

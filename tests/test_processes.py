@@ -177,7 +177,6 @@ def start(tmp_path_factory):
 
     def run(*arguments, timeout=560, **flags):
         env = {k: v for k, v in os.environ.items() if "TORCH_MAX_BACKEND_" not in k}
-        env.pop("PYTHONEXECUTABLE", None)  # max.nn sets it; children would lose their packages
         env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
         env["TORCH_MAX_BACKEND_CACHE_DIR"] = str(folder / "cache")
         env.update({f"TORCH_MAX_BACKEND_{name}": value for name, value in flags.items()})

@@ -119,6 +119,22 @@ def empties(x: torch.Tensor, scalar: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return x.sum(0) * scalar, x @ x.t(), torch.cat([x, x]), scalar + 1
 
 
+def told_by_the_data(x: torch.Tensor) -> tuple[Any, ...]:
+    """Sizes and numbers that only a run can tell."""
+    positive = x[x > 0]
+    count = (x > 0).sum().item()
+    torch._check(count < 20, lambda: "too many positive numbers")
+    return (
+        positive,
+        positive.unsqueeze(0).expand(3, -1).t(),
+        count + 1,
+        x.max().item(),
+        (x[0, 0] > 0).item(),
+        torch.arange(count) * count,
+        x[1] * x.argmin().item(),
+    )
+
+
 def attend(x: torch.Tensor) -> torch.Tensor:
     return nn.functional.scaled_dot_product_attention(x, x + 1, x * 2, is_causal=True)
 
@@ -133,6 +149,10 @@ def program() -> Program:
         traced.add("layouts", layouts, torch.randn(4, 6))
         traced.add("strided", lambda x: x.exp() + x, torch.randn(6, 4).t())
         traced.add("sizes", sizes, torch.randn(3, 5), 7, 0.5, dynamic=True)
+        with torch._dynamo.config.patch(
+            capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True
+        ):
+            traced.add("data", told_by_the_data, torch.randn(4, 6))
         traced.add("empties", empties, torch.randn(0, 4), torch.tensor(2.5))
         traced.add("counter", Counter(), torch.randn(3, 8))
         traced.add("dropout", lambda x: nn.functional.dropout(x, 0.25), torch.ones(64, 64))
@@ -238,6 +258,21 @@ def test_dynamic_sizes_and_numbers(program: Program) -> None:
         torch.testing.assert_close(got[0], want[0])
         assert got[1] == want[1] and type(got[1]) is int
         assert torch.equal(got[2], want[2]) and got[2].dtype == want[2].dtype
+
+
+def test_what_only_a_run_can_tell(program: Program) -> None:
+    for seed in range(3):
+        x = torch.randn(4, 6, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            got, want = program["data"](x), told_by_the_data(x)
+        for a, b in zip(got, want, strict=True):
+            if isinstance(b, torch.Tensor):
+                assert a.stride() == b.stride()
+                torch.testing.assert_close(a, b)
+            else:
+                assert type(a) is type(b) and a == b
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        program["data"](torch.ones(4, 6))
 
 
 def test_empty_and_scalar_inputs(program: Program) -> None:

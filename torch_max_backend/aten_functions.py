@@ -617,7 +617,7 @@ def aten_native_layer_norm(
 
 
 ne = pointwise((aten.ne.Scalar, aten.ne.Tensor), math_ops.not_equal, promotion=BOOL)
-neg = pointwise(aten.neg.default, ops.negate)
+neg = pointwise(aten.neg.default, math_ops.negate)
 
 
 @lowering(aten.nonzero.default)
@@ -741,10 +741,18 @@ def aten_scalar_tensor(
     return _full(s)
 
 
+@lowering(aten.scatter.reduce)
+def aten_scatter_reduce(
+    self: TensorValue, dim: int, index: TensorValue, src: TensorValue, *, reduce: str
+) -> TensorValue:
+    """scatter.reduce(Tensor self, int dim, Tensor index, Tensor src, *, str reduce) -> Tensor"""
+    return indexing.scatter(self, dim, index, shape.crop_to(src, index), reduce)
+
+
 @lowering(aten.scatter.src)
 def aten_scatter(self: TensorValue, dim: int, index: TensorValue, src: TensorValue) -> TensorValue:
     """scatter.src(Tensor self, int dim, Tensor index, Tensor src) -> Tensor"""
-    return indexing.scatter(self, dim, index, shape.crop_to(src, index), add=False)
+    return indexing.scatter(self, dim, index, shape.crop_to(src, index))
 
 
 @lowering(aten.scatter.value)
@@ -753,7 +761,16 @@ def aten_scatter_value(
 ) -> TensorValue:
     """scatter.value(Tensor self, int dim, Tensor index, Scalar value) -> Tensor"""
     source = shape.broadcast(as_tensor(value, self.dtype, self.device), list(index.shape))
-    return indexing.scatter(self, dim, index, source, add=False)
+    return indexing.scatter(self, dim, index, source)
+
+
+@lowering(aten.scatter.value_reduce)
+def aten_scatter_value_reduce(
+    self: TensorValue, dim: int, index: TensorValue, value: Scalar, *, reduce: str
+) -> TensorValue:
+    """scatter.value_reduce(Tensor self, int dim, Tensor index, Scalar value, *, str reduce) -> Tensor"""
+    source = shape.broadcast(as_tensor(value, self.dtype, self.device), list(index.shape))
+    return indexing.scatter(self, dim, index, source, reduce)
 
 
 @lowering(aten.scatter_add.default)
@@ -761,7 +778,7 @@ def aten_scatter_add(
     self: TensorValue, dim: int, index: TensorValue, src: TensorValue
 ) -> TensorValue:
     """scatter_add(Tensor self, int dim, Tensor index, Tensor src) -> Tensor"""
-    return indexing.scatter(self, dim, index, shape.crop_to(src, index), add=True)
+    return indexing.scatter(self, dim, index, shape.crop_to(src, index), "add")
 
 
 @lowering(aten.select.int)

@@ -73,6 +73,11 @@ def _range(length: TensorValue, dim: Dim) -> TensorValue:
     return ops.range(zero, length, one, out_dim=dim, dtype=DType.int64, device=host)
 
 
+def declare(name: str, value: TensorValue) -> None:
+    """Makes a symbol of torch's, computed by the graph, a Dim: ``value`` is 0-d and at least 0."""
+    ops.rebind(_range(value, new_symbol()), [Dim(name)])  # unlike other ops never removed
+
+
 _names: ContextVar[_Names | None] = ContextVar("symbols of the graph being built", default=None)
 
 

@@ -92,6 +92,7 @@ class CompiledGraph:
         self._weights: list[_Weight | None] = [None] * len(self._inputs)
         self._unbind = _plan_outputs(signature)
         self._symbols = list(signature.symbols.values())
+        self._checks = _plan_checks(signature)
         self._profile = profiling.enabled()
         self._streams: StreamOrder | None = None
 
@@ -193,6 +194,12 @@ class CompiledGraph:
 
     def _finish(self, results: list[Buffer], args: list[Any], pointers: set[int]) -> list[Any]:
         symbols = [args[i] if axis is None else args[i].shape[axis] for i, axis in self._symbols]
+        if self.signature.computed:
+            count = len(results) - len(self.signature.computed)
+            symbols += [torch.from_dlpack(number).item() for number in results[count:]]
+            for holds, message in self._checks:
+                if not holds(*symbols):
+                    raise RuntimeError(message)
         outputs: list[Any] = []
         index = 0
         for output, unbind in zip(self.signature.outputs, self._unbind, strict=True):
@@ -245,8 +252,13 @@ def _seed_buffer() -> Buffer:
 Unbind = Callable[[torch.Tensor | None, Sequence[int]], Any]
 
 
+def _plan_checks(signature: GraphSignature) -> list[tuple[Callable[..., Any], str]]:
+    names = [*signature.symbols, *signature.computed]
+    return [(number_function(check.condition, names), check.message) for check in signature.checks]
+
+
 def _plan_outputs(signature: GraphSignature) -> list[Unbind | None]:
-    names = list(signature.symbols)
+    names = [*signature.symbols, *signature.computed]
     plan: list[Unbind | None] = []
     for output in signature.outputs:
         if isinstance(output, TensorOutput):

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from max.graph import Dim, Graph, Module, TensorValue, ops
+from max.dtype import DType
+from max.graph import DeviceRef, Dim, Graph, Module, TensorValue, ops
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
@@ -20,6 +21,7 @@ from torch_max_backend import registry
 from torch_max_backend.accelerators import to_device_ref
 from torch_max_backend.context import building_with, lowering_of, real_tensors
 from torch_max_backend.dims import (
+    declare,
     dim_value,
     expression,
     named_sizes,
@@ -35,43 +37,16 @@ from torch_max_backend.errors import (
     UnsupportedOpsError,
 )
 from torch_max_backend.options import MaxOptions
-from torch_max_backend.signature import GraphSignature, TensorOutput, read_signature
+from torch_max_backend.signature import (
+    GraphSignature,
+    TensorOutput,
+    never_negative,
+    read_signature,
+)
+from torch_max_backend.source_lines import source_of
 from torch_max_backend.symbolic_scalars import evaluate
 
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool)
-
-
-def source_of(node: Node) -> str:
-    """The user's line a node comes from, as ``file:line, in function: code``."""
-    for candidate in _ancestry(node):
-        trace = candidate.meta.get("stack_trace")
-        if trace:
-            lines = [line.strip() for line in trace.strip().splitlines()]
-            frames = [i for i, line in enumerate(lines) if line.startswith("File ")]
-            if frames:
-                where = lines[frames[-1]].removeprefix("File ").replace('"', "")
-                code = lines[frames[-1] + 1] if frames[-1] + 1 < len(lines) else ""
-                file, _, rest = where.partition(", line ")
-                number, _, function = rest.partition(", ")
-                return f"{file}:{number}, {function}: {code}" if rest else where
-    for candidate in _ancestry(node):
-        for key in ("nn_module_stack", "fwd_nn_module_stack"):
-            stack = candidate.meta.get(key)
-            if stack:
-                path, kind = list(stack.values())[-1]
-                return f"module {path or 'root'} ({getattr(kind, '__name__', kind)})"
-    return f"node {node.name} (no source line was recorded)"
-
-
-def _ancestry(node: Node) -> list[Node]:
-    """The node, then its nearest ancestors: a decomposition may leave a node without a trace."""
-    seen, queue = [node], list(node.all_input_nodes)
-    while queue and len(seen) < 8:
-        parent = queue.pop(0)
-        if parent.op == "call_function" and parent not in seen:
-            seen.append(parent)
-            queue.extend(parent.all_input_nodes)
-    return seen
 
 
 def is_symbolic_scalar(node: Node) -> bool:
@@ -172,13 +147,30 @@ class _Builder:
         for node in self.gm.graph.nodes:
             if node.op == "get_attr":
                 self.values.setdefault(node, self._constant(node))
+            elif node.target is torch.ops.aten._local_scalar_dense.default:
+                self._read_number(node)
             elif node.op == "call_function" and not is_symbolic_scalar(node):
                 self.values[node] = self._call(node)
-        return [
+        tensors = [
             output.arrange(self.values[output.node])
             for output in self.signature.outputs
             if isinstance(output, TensorOutput)
         ]
+        return tensors + [self._symbol(name) for name in self.signature.computed]
+
+    def _read_number(self, node: Node) -> None:
+        """``tensor.item()``: gives the symbol that torch made for it its value."""
+        number = node.meta["val"]
+        if not isinstance(number, torch.SymInt | torch.SymFloat | torch.SymBool):
+            return  # torch knew it while tracing
+        (symbol,) = number.node.expr.free_symbols
+        dtype = DType.float64 if isinstance(number, torch.SymFloat) else DType.int64
+        value = ops.cast(self.values[node.args[0]], dtype).to(DeviceRef.CPU())  # type: ignore[index]
+        value = ops.reshape(value, [])
+        if isinstance(number, torch.SymInt) and never_negative(number):
+            declare(symbol.name, value)
+        else:
+            self.scalars[symbol.name] = value
 
     def _constant(self, node: Node) -> TensorValue:
         tensor = getattr(self.gm, str(node.target))

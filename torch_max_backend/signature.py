@@ -24,6 +24,9 @@ from torch_max_backend.dims import expression, to_dim
 from torch_max_backend.dtypes import to_max
 from torch_max_backend.errors import MaxBackendError
 from torch_max_backend.ops.random import RANDOM_OPERATORS, seed_type
+from torch_max_backend.source_lines import source_of
+
+_SYMBOLIC = torch.SymInt | torch.SymFloat | torch.SymBool
 
 
 @dataclass(frozen=True)
@@ -97,16 +100,35 @@ class NumberOutput:
     value: Any
 
 
+@dataclass(frozen=True)
+class Check:
+    """What must hold of numbers that only a run can tell, as ``torch._check`` states it."""
+
+    condition: sympy.Basic
+    message: str
+
+
 Output = TensorOutput | ArgumentOutput | RepeatedOutput | NumberOutput | None
 
 
 @dataclass
 class GraphSignature:
-    """Inputs, outputs, and where each size symbol is read: (argument, axis) or (argument, None)."""
+    """How a graph is called.
+
+    Args:
+        inputs: the inputs of the MAX graph.
+        outputs: the results of the call.
+        symbols: where each symbol is read: (argument, axis) or (argument, None).
+        computed: the symbols that only the graph can tell (``.item()``, ``nonzero``) and that
+            ``outputs`` or ``checks`` speak of; it returns them as 0-d tensors after the tensors.
+        checks: conditions on computed symbols.
+    """
 
     inputs: list[GraphInput] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
     symbols: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    computed: list[str] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
 
     def input_types(self) -> list[TensorType]:
         return [bound.type for bound in self.inputs]
@@ -125,6 +147,8 @@ def read_signature(gm: GraphModule) -> GraphSignature:
     if any(node.target in RANDOM_OPERATORS for node in gm.graph.nodes):
         signature.inputs.append(GraphInput(-1, "seed", seed_type()))
     _add_outputs(signature, gm, placeholders)
+    _add_checks(signature, gm)
+    _add_computed(signature, gm)
     return signature
 
 
@@ -166,7 +190,7 @@ def _add_numbers(
         signature.symbols.setdefault(expr.name, (position, None))
         if expr.name in bound_by_tensor:
             continue
-        if isinstance(value, torch.SymInt) and _never_negative(value):
+        if isinstance(value, torch.SymInt) and never_negative(value):
             kind = TensorType(DType.bool, (expr.name, 0), DeviceRef.CPU())
             signature.inputs.append(GraphInput(position, "size", kind))
         else:
@@ -175,7 +199,8 @@ def _add_numbers(
             signature.inputs.append(GraphInput(position, "number", kind, symbol=expr.name))
 
 
-def _never_negative(value: torch.SymInt) -> bool:
+def never_negative(value: torch.SymInt) -> bool:
+    """Whether torch knows that it can be a size."""
     node = value.node
     bounds: ValueRanges = node.shape_env.bound_sympy(node.expr)
     return bool(bounds.lower >= 0)
@@ -193,7 +218,7 @@ def _add_outputs(signature: GraphSignature, gm: GraphModule, placeholders: Seque
             signature.outputs.append(ArgumentOutput(placeholders.index(result)))
         elif isinstance(result.meta.get("val"), torch.Tensor):
             signature.outputs.append(_tensor_output(result))
-        elif isinstance(result.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool):
+        elif isinstance(result.meta.get("val"), _SYMBOLIC):
             signature.outputs.append(NumberOutput(result.meta["val"].node.expr))
         elif isinstance(result.meta.get("val"), int | float | bool):
             signature.outputs.append(NumberOutput(result.meta["val"]))
@@ -202,6 +227,57 @@ def _add_outputs(signature: GraphSignature, gm: GraphModule, placeholders: Seque
                 f"a graph returns tensors, numbers and None; {result.name} is "
                 f"{type(result.meta.get('val')).__name__}"
             )
+
+
+def _add_checks(signature: GraphSignature, gm: GraphModule) -> None:
+    """Conditions on arguments are guards of torch.compile already."""
+    for node in gm.graph.find_nodes(
+        op="call_function", target=torch.ops.aten._assert_scalar.default
+    ):
+        asserted, message = node.args
+        value = asserted.meta["val"] if isinstance(asserted, Node) else asserted
+        if isinstance(value, torch.SymBool | torch.SymInt):
+            condition = value.node.expr
+            if not _names(condition) <= signature.symbols.keys():
+                signature.checks.append(Check(condition, str(message)))
+
+
+def _add_computed(signature: GraphSignature, gm: GraphModule) -> None:
+    known = {name for node in gm.graph.nodes for name in _symbols_of(node.meta.get("val"))}
+    needed: set[str] = set()
+    for output in signature.outputs:
+        if isinstance(output, NumberOutput):
+            needed |= _names(output.value)
+        elif isinstance(output, TensorOutput):
+            if not _names(output.offset) <= known:
+                raise MaxBackendError(
+                    f"the result {output.node.name} is a view that starts at a place which only a "
+                    f"run can tell; return a copy of it (.clone())\n"
+                    f"  source: {source_of(output.node)}"
+                )
+            if output.order is None:
+                needed |= _names(*output.shape, *output.stride, output.offset)
+            else:
+                needed |= _names(*(output.shape[axis] for axis in output.expanded))
+    for check in signature.checks:
+        needed |= _names(check.condition)
+    signature.computed = sorted(needed - signature.symbols.keys())
+
+
+def _symbols_of(value: Any) -> set[str]:
+    """The symbols of a node's value that the graph knows: all but those of a tensor's layout."""
+    if isinstance(value, torch.Tensor):
+        return _names(*map(expression, value.shape))
+    return _names(value.node.expr) if isinstance(value, _SYMBOLIC) else set()
+
+
+def _names(*expressions: Any) -> set[str]:
+    return {
+        symbol.name
+        for expr in expressions
+        if isinstance(expr, sympy.Basic)
+        for symbol in expr.free_symbols
+    }
 
 
 def _tensor_output(node: Node) -> TensorOutput:
@@ -275,8 +351,8 @@ _MATH = (
 
 def number_function(expr: Any, symbols: Sequence[str]) -> Callable[..., Any]:
     """A python function of the symbols' values that evaluates an expression of sizes."""
-    if not isinstance(expr, sympy.Expr) or expr.is_number:
-        constant = expr if not isinstance(expr, sympy.Expr) else _plain_number(expr)
+    if not isinstance(expr, sympy.Basic) or expr.is_number:
+        constant = expr if not isinstance(expr, sympy.Basic) else _plain_number(expr)
         return lambda *values: constant
     functions = {
         "FloorDiv": lambda a, b: a // b,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import sympy
 from max.dtype import DType
@@ -26,6 +27,8 @@ def evaluate(expr: sympy.Expr, symbol: Callable[[str], TensorValue]) -> TensorVa
             return ops.constant(int(e), DType.int64, device=DeviceRef.CPU())
         if isinstance(e, sympy.Number):
             return ops.constant(float(e), DType.float64, device=DeviceRef.CPU())
+        if isinstance(e, sympy.Piecewise):
+            return _first_true([(visit(value), condition(c)) for value, c in e.args])
         args = [visit(arg) for arg in e.args]
         rule = _RULES.get(type(e))
         if rule is None:
@@ -38,7 +41,20 @@ def evaluate(expr: sympy.Expr, symbol: Callable[[str], TensorValue]) -> TensorVa
             result = rule(result, arg)
         return result
 
+    def condition(e: sympy.Basic) -> TensorValue:
+        if e in (sympy.true, sympy.false):
+            return ops.constant(bool(e), DType.bool, device=DeviceRef.CPU())
+        return visit(e)
+
     return visit(expr)
+
+
+def _first_true(cases: list[tuple[TensorValue, TensorValue]]) -> TensorValue:
+    """The value of the first case whose condition holds; the last one's holds always."""
+    *others, (result, _) = cases
+    for value, holds in reversed(others):
+        result = _same(partial(ops.where, holds))(value, result)
+    return result
 
 
 def _real(x: TensorValue) -> TensorValue:
@@ -60,6 +76,15 @@ _RULES: dict[type, Callable[..., TensorValue]] = {
     sympy.Add: _same(ops.add),
     sympy.Mul: _same(ops.mul),
     sympy.Pow: lambda a, b: ops.pow(_real(a), _real(b)),
+    sympy.And: ops.logical_and,
+    sympy.Or: ops.logical_or,
+    sympy.Not: ops.logical_not,
+    sympy.Eq: _same(ops.equal),
+    sympy.Ne: _same(ops.not_equal),
+    sympy.Ge: _same(ops.greater_equal),
+    sympy.Gt: _same(ops.greater),
+    sympy.Le: _same(lambda a, b: ops.greater_equal(b, a)),
+    sympy.Lt: _same(lambda a, b: ops.greater(b, a)),
     sympy.Max: _same(ops.max),
     sympy.Min: _same(ops.min),
     symbolic.Max: _same(ops.max),

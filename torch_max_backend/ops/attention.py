@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from typing import Any
 
 from max.driver import accelerator_api
 from max.dtype import DType
@@ -124,12 +126,23 @@ def _flash_gpu(
     q: TensorValue, k: TensorValue, v: TensorValue, causal: bool, scale: float
 ) -> TensorValue:
     """The GPU kernel, for float32 and half precision."""
-    # imported here: max.nn starts MAX's threads, which a process forked later would lack
+    variants, kernel = _gpu_kernel()
+    variant = variants.CAUSAL_MASK if causal else variants.NULL_MASK
+    return _swap(kernel(*map(_swap, (q, k, v)), mask_variant=variant, scale=scale))
+
+
+def _gpu_kernel() -> tuple[Any, Any]:
+    """MAX's mask variants and GPU kernel, imported late for what importing max.nn does.
+
+    It starts MAX's threads, which a process forked later would lack, and sets PYTHONEXECUTABLE,
+    with which a Python process started later would miss the packages of a virtual environment.
+    """
     from max.nn.attention import MHAMaskVariant
     from max.nn.kernels import flash_attention_gpu
 
-    variant = MHAMaskVariant.CAUSAL_MASK if causal else MHAMaskVariant.NULL_MASK
-    return _swap(flash_attention_gpu(*map(_swap, (q, k, v)), mask_variant=variant, scale=scale))
+    if "PYTHONEXECUTABLE" not in os.environ:  # a copy made when Python started
+        os.unsetenv("PYTHONEXECUTABLE")
+    return MHAMaskVariant, flash_attention_gpu
 
 
 def _swap(x: TensorValue) -> TensorValue:

@@ -42,6 +42,11 @@ def rsub(x: TensorValue, y: TensorValue, alpha: float = 1) -> TensorValue:
     return sub(y, x, alpha)
 
 
+def negate(x: TensorValue) -> TensorValue:
+    """-x; MAX negates signed numbers only."""
+    return ops.negate(x) if x.dtype.is_float() else constant(0, x) - x
+
+
 def mul(x: TensorValue, y: TensorValue) -> TensorValue:
     """x * y; bools are and-ed."""
     if x.dtype == DType.bool:

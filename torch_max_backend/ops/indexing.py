@@ -86,13 +86,23 @@ def _coordinates(x: TensorValue, axis: int, index: TensorValue) -> TensorValue:
     return ops.stack(columns, axis=-1)
 
 
+_SCATTERS = {
+    None: ops.scatter_nd,
+    "add": ops.scatter_nd_add,
+    "multiply": ops.scatter_nd_mul,
+}
+
+
 def scatter(
-    x: TensorValue, dim: int, index: TensorValue, source: TensorValue, *, add: bool
+    x: TensorValue,
+    dim: int,
+    index: TensorValue,
+    source: TensorValue,
+    reduce: str | None = None,
 ) -> TensorValue:
-    """``x`` with ``source`` written (or added) at ``x[index[i][j]][j]``."""
+    """``x`` with ``source`` written at ``x[index[i][j]][j]``, or added to it, or multiplied."""
     axis = normalize_dim(dim, x.rank)
-    write = ops.scatter_nd_add if add else ops.scatter_nd
-    return write(x, source, _coordinates(x, axis, index))
+    return _SCATTERS[reduce](x, source, _coordinates(x, axis, index))
 
 
 def index_put(
