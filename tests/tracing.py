@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from torch_max_backend.composites import replace_composites
 from torch_max_backend.decompositions import decompositions
+from torch_max_backend.nested_regions import inline_nested_regions
 
 
 def trace(function: Callable[..., Any], *args: Any, dynamic: bool = False) -> GraphModule:
@@ -19,6 +20,7 @@ def trace(function: Callable[..., Any], *args: Any, dynamic: bool = False) -> Gr
     captured: list[GraphModule] = []
 
     def keep(gm: GraphModule, example_inputs: Any) -> Any:
+        inline_nested_regions(gm)
         captured.append(gm)
         return make_boxed_func(gm.forward)
 

@@ -18,10 +18,19 @@ from torch_max_backend.accelerators import to_device_ref
 from torch_max_backend.context import expected, expected_shape
 from torch_max_backend.dims import IntLike
 from torch_max_backend.dtypes import to_max
+from torch_max_backend.ops import (
+    activations,
+    arithmetic,
+    comparison,
+    indexing,
+    normalization,
+    random,
+    shape,
+    sorting,
+    transcendental,
+)
 from torch_max_backend.ops import attention as attention_ops
 from torch_max_backend.ops import convolution as convolution_ops
-from torch_max_backend.ops import elementwise as math_ops
-from torch_max_backend.ops import indexing, normalization, random, shape, sorting
 from torch_max_backend.ops import matmul as matmul_ops
 from torch_max_backend.ops import reduction as reduce_ops
 from torch_max_backend.promotion import (
@@ -44,7 +53,7 @@ BOOL = Promotion.ALWAYS_BOOL
 def aten__log_softmax(self: TensorValue, dim: int, half_to_float: bool) -> TensorValue:
     """_log_softmax(Tensor self, int dim, bool half_to_float) -> Tensor"""
     out = normalization.softmax(self, dim, log=True)
-    return math_ops.cast_value(out, to_max(expected().dtype))
+    return arithmetic.cast_value(out, to_max(expected().dtype))
 
 
 @lowering(aten._native_batch_norm_legit.no_stats)
@@ -59,7 +68,7 @@ def aten__native_batch_norm_legit_no_stats(
     """_native_batch_norm_legit.no_stats(Tensor input, Tensor? weight, Tensor? bias, bool training, float momentum, float eps) -> (Tensor, Tensor, Tensor)"""
     out, *statistics = normalization.batch_norm(input, weight, bias, eps)
     kinds = [to_max(expected(i).dtype) for i in (1, 2)]
-    casts = [math_ops.cast_value(s, kind) for s, kind in zip(statistics, kinds, strict=True)]
+    casts = [arithmetic.cast_value(s, kind) for s, kind in zip(statistics, kinds, strict=True)]
     return out, casts[0], casts[1]
 
 
@@ -82,7 +91,7 @@ def aten__native_batch_norm_legit_no_training(
 def aten__softmax(self: TensorValue, dim: int, half_to_float: bool) -> TensorValue:
     """_softmax(Tensor self, int dim, bool half_to_float) -> Tensor"""
     out = normalization.softmax(self, dim)
-    return math_ops.cast_value(out, to_max(expected().dtype))
+    return arithmetic.cast_value(out, to_max(expected().dtype))
 
 
 @lowering(aten._to_copy.default)
@@ -97,13 +106,13 @@ def aten__to_copy(
     memory_format: torch.memory_format | None = None,
 ) -> TensorValue:
     """_to_copy(Tensor self, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None, bool? pin_memory=None, bool non_blocking=False, MemoryFormat? memory_format=None) -> Tensor"""
-    out = self if dtype is None else math_ops.cast_value(self, to_max(dtype))
+    out = self if dtype is None else arithmetic.cast_value(self, to_max(dtype))
     return out if device is None else out.to(to_device_ref(device))
 
 
-abs_ = pointwise(aten.abs.default, math_ops.absolute)
-acos = pointwise(aten.acos.default, math_ops.acos, promotion=FLOAT)
-add = pointwise((aten.add.Scalar, aten.add.Tensor), math_ops.add)
+abs_ = pointwise(aten.abs.default, arithmetic.absolute)
+acos = pointwise(aten.acos.default, transcendental.acos, promotion=FLOAT)
+add = pointwise((aten.add.Scalar, aten.add.Tensor), arithmetic.add)
 
 
 @lowering(aten.addmm.default)
@@ -154,9 +163,9 @@ def aten_arange(
     fake = expected()
     out, target = to_max(fake.dtype), to_device_ref(fake.device)
     wide = accumulation_dtype(out) if out.is_float() else DType.int64
-    steps = math_ops.cast_value(shape.iota(expected_shape()[0], target), wide)
+    steps = arithmetic.cast_value(shape.iota(expected_shape()[0], target), wide)
     values = steps * as_tensor(step, wide, target) + as_tensor(start, wide, target)
-    return math_ops.cast_value(values, out)
+    return arithmetic.cast_value(values, out)
 
 
 @lowering(aten.argmax.default)
@@ -205,7 +214,7 @@ def aten_bernoulli_p(self: TensorValue, p: float, *, generator: None = None) -> 
 
 bitwise_and = pointwise(
     (aten.bitwise_and.Scalar, aten.bitwise_and.Tensor),
-    math_ops.logical_and,
+    comparison.logical_and,
     supports=lambda node: _bool_only(node),
 )
 bitwise_not = pointwise(
@@ -213,12 +222,12 @@ bitwise_not = pointwise(
 )
 bitwise_or = pointwise(
     (aten.bitwise_or.Scalar, aten.bitwise_or.Tensor),
-    math_ops.logical_or,
+    comparison.logical_or,
     supports=lambda node: _bool_only(node),
 )
 bitwise_xor = pointwise(
     (aten.bitwise_xor.Scalar, aten.bitwise_xor.Tensor),
-    math_ops.logical_xor,
+    comparison.logical_xor,
     supports=lambda node: _bool_only(node),
 )
 
@@ -240,18 +249,18 @@ def aten_bmm(self: TensorValue, mat2: TensorValue) -> TensorValue:
 def aten_cat(tensors: Sequence[TensorValue], dim: int = 0) -> TensorValue:
     """cat(Tensor[] tensors, int dim=0) -> Tensor"""
     dtype = promoted_dtype(tensors)
-    return shape.concat([math_ops.cast_value(t, dtype) for t in tensors], dim)
+    return shape.concat([arithmetic.cast_value(t, dtype) for t in tensors], dim)
 
 
-ceil = pointwise(aten.ceil.default, math_ops.ceil)
+ceil = pointwise(aten.ceil.default, arithmetic.ceil)
 clamp = pointwise(
-    (aten.clamp.default, aten.clamp.Tensor), math_ops.clamp, operands=("self", "min", "max")
+    (aten.clamp.default, aten.clamp.Tensor), comparison.clamp, operands=("self", "min", "max")
 )
 clamp_max = pointwise(
-    (aten.clamp_max.default, aten.clamp_max.Tensor), math_ops.minimum, operands=("self", "max")
+    (aten.clamp_max.default, aten.clamp_max.Tensor), comparison.minimum, operands=("self", "max")
 )
 clamp_min = pointwise(
-    (aten.clamp_min.default, aten.clamp_min.Tensor), math_ops.maximum, operands=("self", "min")
+    (aten.clamp_min.default, aten.clamp_min.Tensor), comparison.maximum, operands=("self", "min")
 )
 
 
@@ -292,7 +301,7 @@ def aten_convolution(
 @lowering(aten.copy.default)
 def aten_copy(self: TensorValue, src: TensorValue, non_blocking: bool = False) -> TensorValue:
     """copy(Tensor self, Tensor src, bool non_blocking=False) -> Tensor"""
-    source = math_ops.cast_value(src, self.dtype).to(self.device)
+    source = arithmetic.cast_value(src, self.dtype).to(self.device)
     return shape.broadcast(source, list(self.shape))
 
 
@@ -303,8 +312,8 @@ cos = pointwise(aten.cos.default, ops.cos, promotion=FLOAT)
 def aten_cumsum(self: TensorValue, dim: int, *, dtype: torch.dtype | None = None) -> TensorValue:
     """cumsum(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor"""
     out = to_max(expected().dtype)
-    x = math_ops.cast_value(self, accumulation_dtype(out))
-    return math_ops.cast_value(reduce_ops.running_sum(x, dim % x.rank) if x.rank else x, out)
+    x = arithmetic.cast_value(self, accumulation_dtype(out))
+    return arithmetic.cast_value(reduce_ops.running_sum(x, dim % x.rank) if x.rank else x, out)
 
 
 @lowering(aten.diagonal.default)
@@ -313,9 +322,9 @@ def aten_diagonal(self: TensorValue, offset: int = 0, dim1: int = 0, dim2: int =
     return shape.diagonal(self, offset, dim1, dim2)
 
 
-div = pointwise((aten.div.Scalar, aten.div.Tensor), math_ops.divide, promotion=FLOAT)
-div_mode = pointwise((aten.div.Scalar_mode, aten.div.Tensor_mode), math_ops.divide)
-elu = pointwise(aten.elu.default, math_ops.elu)
+div = pointwise((aten.div.Scalar, aten.div.Tensor), arithmetic.divide, promotion=FLOAT)
+div_mode = pointwise((aten.div.Scalar_mode, aten.div.Tensor_mode), arithmetic.divide)
+elu = pointwise(aten.elu.default, activations.elu)
 
 
 @lowering(aten.embedding.default)
@@ -358,10 +367,10 @@ def aten_empty_like(
     return _full(0)
 
 
-eq = pointwise((aten.eq.Scalar, aten.eq.Tensor), math_ops.equal, promotion=BOOL)
-erf = pointwise(aten.erf.default, math_ops.erf, promotion=FLOAT)
-exp = pointwise(aten.exp.default, math_ops.exp, promotion=FLOAT)
-exp2 = pointwise(aten.exp2.default, math_ops.exp2, promotion=FLOAT)
+eq = pointwise((aten.eq.Scalar, aten.eq.Tensor), comparison.equal, promotion=BOOL)
+erf = pointwise(aten.erf.default, transcendental.erf, promotion=FLOAT)
+exp = pointwise(aten.exp.default, transcendental.exp, promotion=FLOAT)
+exp2 = pointwise(aten.exp2.default, transcendental.exp2, promotion=FLOAT)
 
 
 @lowering(aten.expand.default)
@@ -372,7 +381,7 @@ def aten_expand(
     return shape.expand(self)
 
 
-expm1 = pointwise(aten.expm1.default, math_ops.expm1, promotion=FLOAT)
+expm1 = pointwise(aten.expm1.default, transcendental.expm1, promotion=FLOAT)
 
 
 @lowering(aten.flip.default)
@@ -381,11 +390,11 @@ def aten_flip(self: TensorValue, dims: Sequence[int]) -> TensorValue:
     return shape.flip(self, dims)
 
 
-floor = pointwise(aten.floor.default, math_ops.floor)
+floor = pointwise(aten.floor.default, arithmetic.floor)
 floor_divide = pointwise(
-    (aten.floor_divide.default, aten.floor_divide.Scalar), math_ops.floor_divide
+    (aten.floor_divide.default, aten.floor_divide.Scalar), arithmetic.floor_divide
 )
-fmod = pointwise((aten.fmod.Scalar, aten.fmod.Tensor), math_ops.fmod)
+fmod = pointwise((aten.fmod.Scalar, aten.fmod.Tensor), arithmetic.fmod)
 
 
 def _full(value: Scalar, result: int | None = None) -> TensorValue:
@@ -432,12 +441,12 @@ def aten_gather(
     return indexing.gather(self, dim, index)
 
 
-ge = pointwise((aten.ge.Scalar, aten.ge.Tensor), math_ops.greater_equal, promotion=BOOL)
-gelu = pointwise(aten.gelu.default, math_ops.gelu)
+ge = pointwise((aten.ge.Scalar, aten.ge.Tensor), comparison.greater_equal, promotion=BOOL)
+gelu = pointwise(aten.gelu.default, activations.gelu)
 gt = pointwise((aten.gt.Scalar, aten.gt.Tensor), ops.greater, promotion=BOOL)
-hardsigmoid = pointwise(aten.hardsigmoid.default, math_ops.hardsigmoid)
-hardswish = pointwise(aten.hardswish.default, math_ops.hardswish)
-hardtanh = pointwise(aten.hardtanh.default, math_ops.hardtanh)
+hardsigmoid = pointwise(aten.hardsigmoid.default, activations.hardsigmoid)
+hardswish = pointwise(aten.hardswish.default, activations.hardswish)
+hardtanh = pointwise(aten.hardtanh.default, activations.hardtanh)
 
 
 @lowering(aten.index.Tensor)
@@ -465,12 +474,12 @@ def aten_index_select(self: TensorValue, dim: int, index: TensorValue) -> Tensor
     return ops.gather(self, shape.reshape(index, [-1]), axis=dim % self.rank)
 
 
-isinf = pointwise(aten.isinf.default, math_ops.is_inf, promotion=BOOL)
-isnan = pointwise(aten.isnan.default, math_ops.is_nan, promotion=BOOL)
-le = pointwise((aten.le.Scalar, aten.le.Tensor), math_ops.less_equal, promotion=BOOL)
-leaky_relu = pointwise(aten.leaky_relu.default, math_ops.leaky_relu)
+isinf = pointwise(aten.isinf.default, comparison.is_inf, promotion=BOOL)
+isnan = pointwise(aten.isnan.default, comparison.is_nan, promotion=BOOL)
+le = pointwise((aten.le.Scalar, aten.le.Tensor), comparison.less_equal, promotion=BOOL)
+leaky_relu = pointwise(aten.leaky_relu.default, activations.leaky_relu)
 lerp = pointwise(
-    (aten.lerp.Scalar, aten.lerp.Tensor), math_ops.lerp, operands=("self", "end", "weight")
+    (aten.lerp.Scalar, aten.lerp.Tensor), arithmetic.lerp, operands=("self", "end", "weight")
 )
 
 
@@ -491,21 +500,21 @@ def aten_linalg_vector_norm(
 ) -> TensorValue:
     """linalg_vector_norm(Tensor self, Scalar ord=2, int[1]? dim=None, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor"""
     out = to_max(expected().dtype)
-    wide = math_ops.cast_value(self, accumulation_dtype(out))
+    wide = arithmetic.cast_value(self, accumulation_dtype(out))
     dims = shape.normalize_dims(dim, self.rank)
-    norm = math_ops.cast_value(reduce_ops.vector_norm(wide, float(ord), dims), out)
+    norm = arithmetic.cast_value(reduce_ops.vector_norm(wide, float(ord), dims), out)
     return norm if keepdim else shape.drop_axes(norm, dims)
 
 
-log = pointwise(aten.log.default, math_ops.log, promotion=FLOAT)
-log10 = pointwise(aten.log10.default, math_ops.log10, promotion=FLOAT)
-log1p = pointwise(aten.log1p.default, math_ops.log1p, promotion=FLOAT)
-log2 = pointwise(aten.log2.default, math_ops.log2, promotion=FLOAT)
-logical_and = pointwise(aten.logical_and.default, math_ops.logical_and, promotion=BOOL)
-logical_not = pointwise(aten.logical_not.default, math_ops.logical_not, promotion=BOOL)
-logical_or = pointwise(aten.logical_or.default, math_ops.logical_or, promotion=BOOL)
-logical_xor = pointwise(aten.logical_xor.default, math_ops.logical_xor, promotion=BOOL)
-lt = pointwise((aten.lt.Scalar, aten.lt.Tensor), math_ops.less, promotion=BOOL)
+log = pointwise(aten.log.default, transcendental.log, promotion=FLOAT)
+log10 = pointwise(aten.log10.default, transcendental.log10, promotion=FLOAT)
+log1p = pointwise(aten.log1p.default, transcendental.log1p, promotion=FLOAT)
+log2 = pointwise(aten.log2.default, transcendental.log2, promotion=FLOAT)
+logical_and = pointwise(aten.logical_and.default, comparison.logical_and, promotion=BOOL)
+logical_not = pointwise(aten.logical_not.default, comparison.logical_not, promotion=BOOL)
+logical_or = pointwise(aten.logical_or.default, comparison.logical_or, promotion=BOOL)
+logical_xor = pointwise(aten.logical_xor.default, comparison.logical_xor, promotion=BOOL)
+lt = pointwise((aten.lt.Scalar, aten.lt.Tensor), comparison.less, promotion=BOOL)
 
 
 @lowering(aten.masked_fill.Scalar)
@@ -534,7 +543,7 @@ def aten_max_dim(
     return _reduced(self, dim, keepdim, reduce_ops.max_axis), index
 
 
-maximum = pointwise(aten.maximum.default, math_ops.maximum)
+maximum = pointwise(aten.maximum.default, comparison.maximum)
 mean = reduction((aten.mean.default, aten.mean.dim), reduce_ops.mean_axis)
 
 
@@ -558,8 +567,8 @@ def _reduced(x: TensorValue, dim: int, keepdim: bool, body: Any) -> TensorValue:
     return out if keepdim else shape.drop_axes(out, [axis])
 
 
-minimum = pointwise(aten.minimum.default, math_ops.minimum)
-mish = pointwise(aten.mish.default, math_ops.mish)
+minimum = pointwise(aten.minimum.default, comparison.minimum)
+mish = pointwise(aten.mish.default, activations.mish)
 
 
 @lowering(aten.mm.default)
@@ -568,7 +577,7 @@ def aten_mm(self: TensorValue, mat2: TensorValue) -> TensorValue:
     return matmul_ops.matmul(self, mat2)
 
 
-mul = pointwise((aten.mul.Scalar, aten.mul.Tensor), math_ops.mul)
+mul = pointwise((aten.mul.Scalar, aten.mul.Tensor), arithmetic.mul)
 
 
 @lowering(aten.mv.default)
@@ -612,12 +621,12 @@ def aten_native_layer_norm(
     """native_layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)"""
     out, *statistics = normalization.layer_norm(input, normalized_shape, weight, bias, eps)
     kinds = [to_max(expected(i).dtype) for i in (1, 2)]
-    casts = [math_ops.cast_value(s, kind) for s, kind in zip(statistics, kinds, strict=True)]
+    casts = [arithmetic.cast_value(s, kind) for s, kind in zip(statistics, kinds, strict=True)]
     return out, casts[0], casts[1]
 
 
-ne = pointwise((aten.ne.Scalar, aten.ne.Tensor), math_ops.not_equal, promotion=BOOL)
-neg = pointwise(aten.neg.default, math_ops.negate)
+ne = pointwise((aten.ne.Scalar, aten.ne.Tensor), comparison.not_equal, promotion=BOOL)
+neg = pointwise(aten.neg.default, arithmetic.negate)
 
 
 @lowering(aten.nonzero.default)
@@ -632,20 +641,20 @@ def aten_permute(self: TensorValue, dims: Sequence[int]) -> TensorValue:
     return shape.permute(self, dims)
 
 
-pow_scalar_base = pointwise(aten.pow.Scalar, math_ops.power, operands=("self", "exponent"))
+pow_scalar_base = pointwise(aten.pow.Scalar, transcendental.power, operands=("self", "exponent"))
 
 
 @lowering(aten.pow.Tensor_Scalar)
 def aten_pow_tensor_scalar(self: TensorValue, exponent: Scalar) -> TensorValue:
     """pow.Tensor_Scalar(Tensor self, Scalar exponent) -> Tensor"""
     out = promoted_dtype([self, exponent])
-    x = math_ops.cast_value(self, accumulation_dtype(out))
+    x = arithmetic.cast_value(self, accumulation_dtype(out))
     if isinstance(exponent, Dim | TensorValue):
         exponent = as_tensor(exponent, x.dtype, x.device)
-    return math_ops.cast_value(math_ops.power_scalar(x, exponent), out)
+    return arithmetic.cast_value(transcendental.power_scalar(x, exponent), out)
 
 
-pow_ = pointwise(aten.pow.Tensor_Tensor, math_ops.power, operands=("self", "exponent"))
+pow_ = pointwise(aten.pow.Tensor_Tensor, transcendental.power, operands=("self", "exponent"))
 prod = reduction(
     (aten.prod.default, aten.prod.dim_int), reduce_ops.prod_axis, promotion=Promotion.INT_TO_LONG
 )
@@ -705,9 +714,9 @@ def aten_randn_like(
     return random.normal()
 
 
-reciprocal = pointwise(aten.reciprocal.default, math_ops.reciprocal, promotion=FLOAT)
-relu = pointwise(aten.relu.default, math_ops.relu)
-remainder = pointwise((aten.remainder.Scalar, aten.remainder.Tensor), math_ops.remainder)
+reciprocal = pointwise(aten.reciprocal.default, arithmetic.reciprocal, promotion=FLOAT)
+relu = pointwise(aten.relu.default, activations.relu)
+remainder = pointwise((aten.remainder.Scalar, aten.remainder.Tensor), arithmetic.remainder)
 
 
 @lowering(aten.repeat.default)
@@ -724,7 +733,7 @@ def aten_roll(
     return shape.roll(self, shifts, dims)
 
 
-round_ = pointwise(aten.round.default, math_ops.round_even)
+round_ = pointwise(aten.round.default, arithmetic.round_even)
 rsqrt = pointwise(aten.rsqrt.default, ops.rsqrt, promotion=FLOAT)
 
 
@@ -797,9 +806,9 @@ def aten_select_scatter(
     return shape.write_slice(self, column, axis, index, 1, 1)
 
 
-sigmoid = pointwise(aten.sigmoid.default, math_ops.sigmoid, promotion=FLOAT)
-sign = pointwise(aten.sign.default, math_ops.sign)
-silu = pointwise(aten.silu.default, math_ops.silu)
+sigmoid = pointwise(aten.sigmoid.default, activations.sigmoid, promotion=FLOAT)
+sign = pointwise(aten.sign.default, comparison.sign)
+silu = pointwise(aten.silu.default, activations.silu)
 sin = pointwise(aten.sin.default, ops.sin, promotion=FLOAT)
 
 
@@ -830,7 +839,7 @@ def aten_slice_scatter(
     return shape.write_slice(self, src, axis, start or 0, step, src.shape[axis])
 
 
-softplus = pointwise(aten.softplus.default, math_ops.softplus)
+softplus = pointwise(aten.softplus.default, activations.softplus)
 
 
 @lowering(aten.sort.default)
@@ -858,7 +867,7 @@ def aten_split_with_sizes(
 
 
 sqrt = pointwise(aten.sqrt.default, ops.sqrt, promotion=FLOAT)
-square = pointwise(aten.square.default, math_ops.square)
+square = pointwise(aten.square.default, arithmetic.square)
 
 
 @lowering(aten.squeeze.dims)
@@ -872,16 +881,16 @@ def aten_stack(tensors: Sequence[TensorValue], dim: int = 0) -> TensorValue:
     """stack(Tensor[] tensors, int dim=0) -> Tensor"""
     dtype = promoted_dtype(tensors)
     return ops.stack(
-        [math_ops.cast_value(t, dtype) for t in tensors], axis=dim % (tensors[0].rank + 1)
+        [arithmetic.cast_value(t, dtype) for t in tensors], axis=dim % (tensors[0].rank + 1)
     )
 
 
-sub = pointwise((aten.sub.Scalar, aten.sub.Tensor), math_ops.sub)
+sub = pointwise((aten.sub.Scalar, aten.sub.Tensor), arithmetic.sub)
 sum_ = reduction(
     (aten.sum.default, aten.sum.dim_IntList), reduce_ops.sum_axis, promotion=Promotion.INT_TO_LONG
 )
-tan = pointwise(aten.tan.default, math_ops.tan, promotion=FLOAT)
-tanh = pointwise(aten.tanh.default, math_ops.tanh, promotion=FLOAT)
+tan = pointwise(aten.tan.default, transcendental.tan, promotion=FLOAT)
+tanh = pointwise(aten.tanh.default, transcendental.tanh, promotion=FLOAT)
 
 
 @lowering(aten.topk.default)
@@ -905,9 +914,9 @@ def aten_triu(self: TensorValue, diagonal: IntLike = 0) -> TensorValue:
 
 
 true_divide = pointwise(
-    (aten.true_divide.Scalar, aten.true_divide.Tensor), math_ops.divide, promotion=FLOAT
+    (aten.true_divide.Scalar, aten.true_divide.Tensor), arithmetic.divide, promotion=FLOAT
 )
-trunc = pointwise(aten.trunc.default, math_ops.trunc)
+trunc = pointwise(aten.trunc.default, arithmetic.trunc)
 
 
 @lowering(aten.unfold.default)
@@ -950,12 +959,12 @@ def _variance(
     x: TensorValue, dim: Sequence[int] | None, correction: Any, keepdim: bool
 ) -> tuple[TensorValue, TensorValue]:
     dims = shape.normalize_dims(dim, x.rank)
-    wide = math_ops.cast_value(x, accumulation_dtype(x.dtype))
+    wide = arithmetic.cast_value(x, accumulation_dtype(x.dtype))
     correction = 1.0 if correction is None else float(correction)
     results = normalization.variance(wide, dims, correction)
     if not keepdim:
         results = tuple(shape.drop_axes(r, dims) for r in results)
-    return math_ops.cast_value(results[0], x.dtype), math_ops.cast_value(results[1], x.dtype)
+    return arithmetic.cast_value(results[0], x.dtype), arithmetic.cast_value(results[1], x.dtype)
 
 
 @lowering(aten.view.default, aten._unsafe_view.default)
@@ -978,7 +987,7 @@ def aten_where(condition: TensorValue, self: TensorValue, other: TensorValue) ->
 @lowering(torch.ops.prims.convert_element_type.default)
 def prims_convert_element_type(a: TensorValue, dtype: torch.dtype) -> TensorValue:
     """convert_element_type(Tensor a, ScalarType dtype) -> Tensor"""
-    return math_ops.cast_value(a, to_max(dtype))
+    return arithmetic.cast_value(a, to_max(dtype))
 
 
 @lowering(torch.ops.torch_max_backend.attention.default)
@@ -1004,4 +1013,4 @@ def torch_max_backend_rms_norm(
 ) -> TensorValue:
     """rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, float eps) -> Tensor"""
     out = normalization.rms_norm(input, normalized_shape, weight, eps)
-    return math_ops.cast_value(out, to_max(expected().dtype))
+    return arithmetic.cast_value(out, to_max(expected().dtype))

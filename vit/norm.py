@@ -11,7 +11,29 @@ NORM_TYPE_CHOICES: tuple[NormType, ...] = get_args(NormType)
 DEFAULT_EPS = 1e-5
 
 
-class RMSNorm(nn.RMSNorm):
+class _ConstantEps:
+    """``eps`` held as text, so that every traced graph has it as a constant.
+
+    With ``dynamic=True`` torch.compile turns the float attributes of modules into inputs, which the
+    norms of a region that is traced once (``ViT.forward``) cannot take.
+    """
+
+    _eps: str | None
+
+    @property
+    def eps(self) -> float | None:
+        return None if self._eps is None else float(self._eps)
+
+    @eps.setter
+    def eps(self, value: float | None) -> None:
+        self._eps = None if value is None else repr(float(value))
+
+
+class LayerNorm(_ConstantEps, nn.LayerNorm):  # type: ignore[misc]
+    """`torch.nn.LayerNorm` with a constant ``eps``."""
+
+
+class RMSNorm(_ConstantEps, nn.RMSNorm):
     """`torch.nn.RMSNorm` that takes the dtype of its input.
 
     Under autocast the two differ, where torch's warns and leaves its fast path.
@@ -38,7 +60,7 @@ def make_norm(
         raise ValueError(f"Unsupported norm_type: {type}. Choose one of {NORM_TYPE_CHOICES}.")
     if type == "layernorm":
         eps = DEFAULT_EPS if eps is None else eps
-        return nn.LayerNorm(size, eps=eps, device=device, dtype=dtype)
+        return LayerNorm(size, eps=eps, device=device, dtype=dtype)
     return RMSNorm(size, eps=eps, device=device, dtype=dtype)
 
 

@@ -36,6 +36,13 @@ def _set_requires_grad(parameters: Iterable[nn.Parameter], value: bool) -> None:
             p.requires_grad_(value)
 
 
+def _run_block(block: nn.Module, x: Tensor, rope: Tensor | None) -> Tensor:
+    return block(x, rope)
+
+
+_run_repeated_block = torch.compiler.nested_compile_region(_run_block, max_reuse_entries=1000)
+
+
 class ViT(nn.Module):
     """Images (B, C, H, W) or volumes (B, C, D, H, W) to `ViTFeatures`, tokens of size D.
 
@@ -289,6 +296,8 @@ class ViT(nn.Module):
         for block in self.blocks:
             if self.config.activation_checkpointing and self.training:
                 x = checkpoint(block, x, rope, use_reentrant=False)
+            elif self._repeats_blocks():
+                x = _run_repeated_block(block, x, rope)
             else:
                 x = block(x, rope)  # (B, T, D)
         if output_norm:
@@ -299,6 +308,15 @@ class ViT(nn.Module):
             self.cls_tokens.shape[1],
             tokenized_size=dims if mask is None else None,
         )
+
+    def _repeats_blocks(self) -> bool:
+        """Whether torch.compile may trace one block for all: they differ in weights alone.
+
+        In training their rates of stochastic depth differ; other runtimes cannot read a nested
+        region in an exported program.
+        """
+        tracing = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+        return tracing and not self.training and not torch.is_grad_enabled()
 
     @torch.no_grad()
     def forward_attention_weights(self, x: Tensor) -> dict[str, Tensor]:

@@ -10,8 +10,9 @@ from max.dtype import DType
 from max.graph import Dim, TensorValue, ops
 
 from torch_max_backend.dims import IntLike, dim_value, static
-from torch_max_backend.ops import elementwise as math_ops
-from torch_max_backend.ops.elementwise import constant, is_finite
+from torch_max_backend.ops import arithmetic, transcendental
+from torch_max_backend.ops.comparison import is_finite
+from torch_max_backend.ops.constants import constant
 from torch_max_backend.ops.reduction import max_axis
 from torch_max_backend.ops.shape import reshape
 from torch_max_backend.promotion import accumulation_dtype
@@ -115,7 +116,7 @@ def batch_norm(
     x: TensorValue, weight: TensorValue | None, bias: TensorValue | None, eps: float
 ) -> tuple[TensorValue, TensorValue, TensorValue]:
     """(out, mean, rstd) of batch normalisation with the statistics of this batch."""
-    wide = math_ops.cast_value(x, accumulation_dtype(x.dtype))
+    wide = arithmetic.cast_value(x, accumulation_dtype(x.dtype))
     axes = [axis for axis in range(x.rank) if axis != 1]
     spread, mean = variance(wide, axes, 0.0)
     rstd = ops.rsqrt(spread + eps)
@@ -123,9 +124,9 @@ def batch_norm(
     for value, combine in ((weight, ops.mul), (bias, ops.add)):
         if value is not None:
             column = reshape(value, [1, x.shape[1]] + [1] * (x.rank - 2))
-            out = combine(out, math_ops.cast_value(column, wide.dtype))
+            out = combine(out, arithmetic.cast_value(column, wide.dtype))
     statistics = [reshape(value, [x.shape[1]]) for value in (mean, rstd)]
-    return math_ops.cast_value(out, x.dtype), statistics[0], statistics[1]
+    return arithmetic.cast_value(out, x.dtype), statistics[0], statistics[1]
 
 
 def batch_norm_inference(
@@ -159,9 +160,9 @@ def softmax(x: TensorValue, axis: int, *, log: bool = False) -> TensorValue:
     axis = axis % x.rank
     if wide == DType.float64:  # MAX's exp has 12 digits there
         shifted = x - ops.max(x, axis=axis)
-        powers = math_ops.exp(shifted)
+        powers = transcendental.exp(shifted)
         total = ops.sum(powers, axis)
-        return shifted - math_ops.log(total) if log else powers / total
+        return shifted - transcendental.log(total) if log else powers / total
     x = x if x.dtype == wide else ops.cast(x, wide)
     out = ops.logsoftmax(x, axis) if log else ops.softmax(x, axis)
     # MAX's kernels leave NaN out; the largest element is finite wherever the result is

@@ -12,7 +12,7 @@ from max.graph import DeviceRef, TensorType, TensorValue, ops
 
 from torch_max_backend.context import expected, expected_shape
 from torch_max_backend.dtypes import to_max
-from torch_max_backend.ops.elementwise import constant
+from torch_max_backend.ops.constants import constant
 
 RANDOM_OPERATORS = frozenset(
     {

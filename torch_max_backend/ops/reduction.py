@@ -9,8 +9,10 @@ from max.dtype import DType
 from max.graph import DeviceRef, TensorValue, ops
 
 from torch_max_backend.dims import static
-from torch_max_backend.ops.elementwise import constant, exp, log, nonzero_bool, power_scalar
+from torch_max_backend.ops.comparison import nonzero_bool
+from torch_max_backend.ops.constants import constant
 from torch_max_backend.ops.shape import broadcast, drop_axes, normalize_dim, reshape
+from torch_max_backend.ops.transcendental import exp, log, power_scalar
 
 
 def _is_empty(x: TensorValue) -> bool:

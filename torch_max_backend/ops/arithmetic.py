@@ -1,0 +1,190 @@
+"""Arithmetic, division and rounding. Operands have one dtype; half precision arrives as float32.
+
+MAX folds ``x * 0``, ``x - x`` and ``x == x`` as if there were no NaN and no infinity.
+"""
+
+from __future__ import annotations
+
+import math
+
+from max.dtype import DType
+from max.graph import TensorValue, ops
+
+from torch_max_backend.context import operand_is_zero
+from torch_max_backend.ops.comparison import (
+    is_finite,
+    is_inf,
+    is_nan,
+    less,
+    nonzero_bool,
+    not_equal,
+    signbit,
+)
+from torch_max_backend.ops.constants import constant
+
+
+def absolute(x: TensorValue) -> TensorValue:
+    """|x|."""
+    return x if x.dtype in (DType.bool, DType.uint8) else ops.abs(x)
+
+
+def add(x: TensorValue, y: TensorValue, alpha: float = 1) -> TensorValue:
+    """x + alpha * y; bools are or-ed."""
+    if x.dtype == DType.bool:
+        return ops.logical_or(x, y)
+    return x + (y if alpha == 1 else y * constant(alpha, y))
+
+
+def sub(x: TensorValue, y: TensorValue, alpha: float = 1) -> TensorValue:
+    """x - alpha * y."""
+    if x is y and alpha == 1 and x.dtype.is_float():
+        return ops.where(is_finite(x), constant(0, x), constant(math.nan, x))
+    return x - (y if alpha == 1 else y * constant(alpha, y))
+
+
+def rsub(x: TensorValue, y: TensorValue, alpha: float = 1) -> TensorValue:
+    """y - alpha * x."""
+    return sub(y, x, alpha)
+
+
+def negate(x: TensorValue) -> TensorValue:
+    """-x; MAX negates signed numbers only."""
+    return ops.negate(x) if x.dtype.is_float() else constant(0, x) - x
+
+
+def mul(x: TensorValue, y: TensorValue) -> TensorValue:
+    """x * y; bools are and-ed."""
+    if x.dtype == DType.bool:
+        return ops.logical_and(x, y)
+    for place, factor in ((0, y), (1, x)):
+        if x.dtype.is_float() and operand_is_zero(place):
+            return _times_zero(factor, x if place == 0 else y)
+    return x * y
+
+
+def _times_zero(x: TensorValue, zero: TensorValue) -> TensorValue:
+    """x * zero for a zero that MAX can see: NaN for NaN and infinity, else a zero of x's sign."""
+    signed = ops.where(signbit(x), constant(-0.0, x), constant(0.0, x))
+    out = ops.where(is_finite(x), signed, constant(math.nan, x))
+    return out + zero  # in the shape of both
+
+
+def divide(x: TensorValue, y: TensorValue, rounding_mode: str | None = None) -> TensorValue:
+    """x / y, exact, floored or truncated."""
+    if rounding_mode is None:
+        return ops.div(x, y)
+    if x.dtype.is_float():
+        quotient = ops.div(x, y)
+        return floor_divide(x, y) if rounding_mode == "floor" else ops.trunc(quotient)
+    floored = ops.floor_div(x, y)
+    if rounding_mode == "floor":
+        return floored
+    exact = ops.equal(floored * y, x)
+    below = ops.logical_and(ops.logical_not(exact), less(floored, constant(0, x)))
+    return floored + ops.cast(below, x.dtype)
+
+
+def floor_divide(x: TensorValue, y: TensorValue) -> TensorValue:
+    """floor(x / y) without the rounding of the quotient, as Python's // does it."""
+    if not x.dtype.is_float():
+        return ops.floor_div(x, y)
+    rest, zero, one = fmod(x, y), constant(0, x), constant(1, x)
+    exact = ops.div(x, y)
+    quotient = ops.div(x - rest, y)
+    down = ops.logical_and(not_equal(rest, zero), not_equal(less(rest, zero), less(y, zero)))
+    quotient = ops.where(down, quotient - one, quotient)
+    nearest = ops.floor(quotient)
+    nearest = ops.where(quotient - nearest > constant(0.5, x), nearest + one, nearest)
+    signed = ops.where(not_equal(signbit(x), signbit(y)), constant(-0.0, x), zero)
+    nearest = ops.where(ops.equal(quotient, zero), signed, nearest)
+    return ops.where(ops.equal(y, zero), exact, nearest)
+
+
+def fmod(x: TensorValue, y: TensorValue) -> TensorValue:
+    """The remainder with the sign of the dividend."""
+    if not x.dtype.is_float():
+        return x - divide(x, y, "trunc") * y
+    zero = constant(0, x)
+    rest = _modulo(ops.abs(x), ops.abs(y))
+    signed = ops.where(less(x, zero), ops.negate(rest), rest)
+    divisible = ops.logical_not(ops.logical_or(ops.equal(y, zero), is_nan(y)))
+    unchanged = ops.logical_or(
+        ops.logical_and(is_inf(y), ops.logical_not(is_inf(x))),
+        ops.logical_and(ops.equal(x, zero), divisible),
+    )
+    return ops.where(unchanged, x, signed)
+
+
+def _modulo(x: TensorValue, y: TensorValue) -> TensorValue:
+    """x mod y for sizes, where MAX's loses the digits of large quotients in float32.
+
+    Each step takes 29 bits of the quotient: with the 24 of y their product is exact in float64.
+    A quotient of more than 58 bits gives NaN. (MAX computes a value anew for every use, so that
+    each further step doubles the work.)
+    """
+    if x.dtype != DType.float32 or not x.device.is_cpu():
+        return ops.mod(x, y)
+    rest, y = (ops.cast(v, DType.float64) for v in (x, y))
+    low, high = y, y * constant(2.0**29, y)
+    known = less(x, ops.cast(high * constant(2.0**29, y), DType.float32))
+    for step in (high, low):
+        rest = rest - ops.floor(rest / step) * step
+    rest = ops.where(less(rest, constant(0, rest)), rest + y, rest)
+    rest = ops.where(ops.greater_equal(rest, y), rest - y, rest)
+    return ops.where(known, ops.cast(rest, DType.float32), constant(math.nan, x))
+
+
+def remainder(x: TensorValue, y: TensorValue) -> TensorValue:
+    """The remainder with the sign of the divisor, Python's %."""
+    if not x.dtype.is_float():
+        return ops.mod(x, y)
+    rest = fmod(x, y)
+    zero = constant(0, x)
+    differ = not_equal(less(rest, zero), less(y, zero))
+    return ops.where(ops.logical_and(not_equal(rest, zero), differ), rest + y, rest)
+
+
+def reciprocal(x: TensorValue) -> TensorValue:
+    """1 / x."""
+    return constant(1, x) / x
+
+
+def square(x: TensorValue) -> TensorValue:
+    """x * x."""
+    return x * x
+
+
+def ceil(x: TensorValue) -> TensorValue:
+    """The least integer not below x; integers stay."""
+    return ops.negate(ops.floor(ops.negate(x))) if x.dtype.is_float() else x
+
+
+def floor(x: TensorValue) -> TensorValue:
+    """The greatest integer not above x; integers stay."""
+    return ops.floor(x) if x.dtype.is_float() else x
+
+
+def trunc(x: TensorValue) -> TensorValue:
+    """x without its fraction; integers stay."""
+    return ops.trunc(x) if x.dtype.is_float() else x
+
+
+def round_even(x: TensorValue) -> TensorValue:
+    """The nearest integer, ties to even; integers stay."""
+    return ops.round(x) if x.dtype.is_float() else x
+
+
+def lerp(start: TensorValue, end: TensorValue, weight: TensorValue) -> TensorValue:
+    """start + weight (end - start), from the nearer end, as torch does it."""
+    difference = end - start
+    near_start = less(ops.abs(weight), constant(0.5, start))
+    return ops.where(
+        near_start, start + weight * difference, end - difference * (constant(1, start) - weight)
+    )
+
+
+def cast_value(x: TensorValue, dtype: DType) -> TensorValue:
+    """x in another dtype; to bool: True where not 0."""
+    if x.dtype == dtype:
+        return x
+    return nonzero_bool(x) if dtype == DType.bool else ops.cast(x, dtype)

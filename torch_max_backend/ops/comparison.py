@@ -1,0 +1,122 @@
+"""Comparisons, logic and choices between operands, with NaN as in IEEE 754.
+
+MAX's ``<`` and ``<=`` are the negations of ``>=`` and ``>``, True for NaN, and its ``not_equal`` is
+False for NaN.
+"""
+
+from __future__ import annotations
+
+from max.dtype import DType
+from max.graph import TensorValue, ops
+
+from torch_max_backend.ops.constants import constant
+
+
+def less(x: TensorValue, y: TensorValue) -> TensorValue:
+    """x < y; False where one is NaN."""
+    return ops.greater(y, x)
+
+
+def less_equal(x: TensorValue, y: TensorValue) -> TensorValue:
+    """x <= y; False where one is NaN."""
+    return greater_equal(y, x)
+
+
+def equal(x: TensorValue, y: TensorValue) -> TensorValue:
+    """x == y; False where one is NaN."""
+    return ops.logical_not(is_nan(x)) if x is y else ops.equal(x, y)
+
+
+def greater_equal(x: TensorValue, y: TensorValue) -> TensorValue:
+    """x >= y; False where one is NaN."""
+    return ops.logical_not(is_nan(x)) if x is y else ops.greater_equal(x, y)
+
+
+def not_equal(x: TensorValue, y: TensorValue) -> TensorValue:
+    """x != y; True where one is NaN."""
+    return ops.logical_not(equal(x, y))
+
+
+def is_nan(x: TensorValue) -> TensorValue:
+    """True where NaN; integers have none."""
+    return ops.is_nan(x) if x.dtype.is_float() else ops.not_equal(x, x)
+
+
+def is_inf(x: TensorValue) -> TensorValue:
+    """True where infinite; integers never are."""
+    return ops.is_inf(x) if x.dtype.is_float() else ops.not_equal(x, x)
+
+
+def is_finite(x: TensorValue) -> TensorValue:
+    """True where neither NaN nor infinite."""
+    return ops.logical_not(ops.logical_or(is_nan(x), is_inf(x)))
+
+
+def signbit(x: TensorValue) -> TensorValue:
+    """True for negative numbers and -0.0."""
+    zero = constant(0, x)
+    return ops.logical_or(less(x, zero), less(constant(1, x) / x, zero))
+
+
+def nonzero_bool(x: TensorValue) -> TensorValue:
+    """True where x is not 0 (NaN counts)."""
+    return x if x.dtype == DType.bool else not_equal(x, constant(0, x))
+
+
+def logical_not(x: TensorValue) -> TensorValue:
+    """True where x is 0."""
+    return ops.logical_not(nonzero_bool(x))
+
+
+def logical_and(x: TensorValue, y: TensorValue) -> TensorValue:
+    """True where both are not 0."""
+    return ops.logical_and(nonzero_bool(x), nonzero_bool(y))
+
+
+def logical_or(x: TensorValue, y: TensorValue) -> TensorValue:
+    """True where one is not 0."""
+    return ops.logical_or(nonzero_bool(x), nonzero_bool(y))
+
+
+def logical_xor(x: TensorValue, y: TensorValue) -> TensorValue:
+    """True where exactly one is not 0."""
+    return not_equal(nonzero_bool(x), nonzero_bool(y))
+
+
+def maximum(x: TensorValue, y: TensorValue) -> TensorValue:
+    """The larger; NaN wins (MAX ignores it)."""
+    if x.dtype == DType.bool:
+        return ops.logical_or(x, y)
+    larger = ops.where(x > y, x, y)
+    return ops.where(ops.is_nan(x), x, larger) if x.dtype.is_float() else larger
+
+
+def minimum(x: TensorValue, y: TensorValue) -> TensorValue:
+    """The smaller; NaN wins."""
+    if x.dtype == DType.bool:
+        return ops.logical_and(x, y)
+    smaller = ops.where(y > x, x, y)
+    return ops.where(ops.is_nan(x), x, smaller) if x.dtype.is_float() else smaller
+
+
+def clamp(x: TensorValue, low: TensorValue | None, high: TensorValue | None) -> TensorValue:
+    """min(max(x, low), high); NaN stays, and so does the sign of a zero at a bound of zero."""
+    if x.dtype == DType.bool:
+        x = x if low is None else ops.logical_or(x, low)
+        return x if high is None else ops.logical_and(x, high)
+    for bound, beyond in ((low, less), (high, ops.greater)):
+        if bound is not None:
+            replaced = beyond(x, bound)
+            if x.dtype.is_float():
+                replaced = ops.logical_or(replaced, is_nan(bound))
+            x = ops.where(replaced, bound, x)
+    return x
+
+
+def sign(x: TensorValue) -> TensorValue:
+    """-1, 0 or 1."""
+    zero, one = constant(0, x), constant(1, x)
+    if x.dtype == DType.bool:
+        return x
+    signed = ops.where(x > zero, one, ops.where(less(x, zero), zero - one, zero))
+    return signed
