@@ -9,13 +9,15 @@ PYTEST_ARGS ?= -n $(WORKERS) --dist loadfile
 # make demo IMAGES="a.jpg b.jpg" DEMO_ARGS="--weights vit.safetensors"
 IMAGES ?=
 DEMO_ARGS ?=
+# make bench BENCH_ARGS="--models vit-s --batches 1 8"
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check style format types install clean
+.PHONY: help demo bench test check style format types install clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -23,6 +25,9 @@ help: ## show this list
 
 demo: $(STAMP)-demo ## photographs through two Vision Transformers: eager, Inductor and MAX
 	$(BIN)/python -m pretrained_models.demo $(DEMO_ARGS) $(IMAGES)
+
+bench: $(STAMP)-bench ## ViTs on MAX, eager, Inductor, ONNX Runtime, OpenVINO: table, files, plots
+	$(BIN)/python -m benchmarks.vit_inference $(BENCH_ARGS)
 
 test: $(STAMP)-test ## the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -60,7 +65,7 @@ $(STAMP)-torch: $(STAMP)-venv constraints.txt
 	$(PIP) install -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	@touch $@
 
-# One stamp per extra of pyproject.toml: demo, test, dev.
+# One stamp per extra of pyproject.toml: demo, bench, test, dev.
 $(STAMP)-%: $(STAMP)-torch pyproject.toml constraints.txt
 	@echo "== $(VENV): torch_max_backend[$*]"
 	$(PIP) install -c constraints.txt -e ".[$*]"

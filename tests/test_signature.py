@@ -142,6 +142,49 @@ def test_numbers_among_the_results():
         assert number_function(found.value, list(s.symbols))(9) in (9, 18)
 
 
+@pytest.fixture
+def data_dependent():
+    with torch._dynamo.config.patch(
+        capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True
+    ):
+        yield
+
+
+def told_by_the_data(x, i):
+    count = (x > 0).sum().item()
+    torch._check(count < 5)
+    return x[x > 1].unsqueeze(0).expand(2, -1), i.item(), count + x.shape[0]
+
+
+def test_what_only_the_graph_can_tell_is_computed(data_dependent):
+    signature = read_signature(trace(told_by_the_data, 2 * torch.eye(3, 4), torch.tensor(7)))
+    _, second, third = signature.outputs
+    (number,), (count,) = (output.value.free_symbols for output in (second, third))
+    assert {number.name, count.name} <= set(signature.computed)
+    assert not set(signature.computed) & signature.symbols.keys()
+    checks = [
+        check.condition for check in signature.checks if count in check.condition.free_symbols
+    ]
+    hold = [number_function(condition, [count.name]) for condition in checks]
+    assert all(holds(4) for holds in hold)
+    assert not all(holds(5) for holds in hold)
+
+
+def test_computed_symbols_stand_in_their_order_of_appearance(data_dependent):
+    def counts(x):
+        return [(x > bound).sum().item() for bound in range(12)]
+
+    signature = read_signature(trace(counts, torch.randn(3, 4)))
+    results = [next(iter(output.value.free_symbols)).name for output in signature.outputs]
+    assert signature.computed == results != sorted(results)
+
+
+def test_a_view_at_a_place_that_only_a_run_can_tell_is_an_error(data_dependent):
+    gm = trace(lambda x, i: torch.narrow(x, 1, i, 2), torch.randn(3, 4), torch.tensor(1))
+    with pytest.raises(MaxBackendError, match=r"(?s)\.clone\(\).*source: .*test_signature.py"):
+        read_signature(gm)
+
+
 def test_a_result_of_no_known_kind_is_an_error():
     gm = trace(lambda x: (x.sin(),), torch.randn(3))
     (output,) = gm.graph.find_nodes(op="output")

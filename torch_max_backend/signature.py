@@ -243,13 +243,15 @@ def _add_checks(signature: GraphSignature, gm: GraphModule) -> None:
 
 
 def _add_computed(signature: GraphSignature, gm: GraphModule) -> None:
-    known = {name for node in gm.graph.nodes for name in _symbols_of(node.meta.get("val"))}
+    known = dict.fromkeys(
+        name for node in gm.graph.nodes for name in _symbols_of(node.meta.get("val"))
+    )
     needed: set[str] = set()
     for output in signature.outputs:
         if isinstance(output, NumberOutput):
             needed |= _names(output.value)
         elif isinstance(output, TensorOutput):
-            if not _names(output.offset) <= known:
+            if not _names(output.offset) <= known.keys():
                 raise MaxBackendError(
                     f"the result {output.node.name} is a view that starts at a place which only a "
                     f"run can tell; return a copy of it (.clone())\n"
@@ -261,14 +263,18 @@ def _add_computed(signature: GraphSignature, gm: GraphModule) -> None:
                 needed |= _names(*(output.shape[axis] for axis in output.expanded))
     for check in signature.checks:
         needed |= _names(check.condition)
-    signature.computed = sorted(needed - signature.symbols.keys())
+    needed -= signature.symbols.keys()
+    # in order of appearance: the names may differ between graphs that share an executable
+    signature.computed = [name for name in known if name in needed]
 
 
-def _symbols_of(value: Any) -> set[str]:
+def _symbols_of(value: Any) -> list[str]:
     """The symbols of a node's value that the graph knows: all but those of a tensor's layout."""
     if isinstance(value, torch.Tensor):
-        return _names(*map(expression, value.shape))
-    return _names(value.node.expr) if isinstance(value, _SYMBOLIC) else set()
+        expressions = list(map(expression, value.shape))
+    else:
+        expressions = [value.node.expr] if isinstance(value, _SYMBOLIC) else []
+    return [name for expr in expressions for name in sorted(_names(expr))]
 
 
 def _names(*expressions: Any) -> set[str]:

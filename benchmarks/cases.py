@@ -1,0 +1,122 @@
+"""What is run: models by name, with seeded weights and inputs that every contestant shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrained_models.comparison import randomise_
+
+SEED = 0
+SIZES = {  # depth, width, MLP width, heads (arXiv 2012.12877, 2010.11929)
+    "vit-ti": (12, 192, 768, 3),
+    "vit-s": (12, 384, 1536, 6),
+    "vit-b": (12, 768, 3072, 12),
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model at one batch, image size and precision."""
+
+    model: str
+    batch: int
+    resolution: int
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.dtype} batch {self.batch} at {self.resolution}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Single(nn.Module):
+    """A model whose one result is a tensor, as every runtime can return it."""
+
+    def __init__(self, model: nn.Module, select: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.select = select
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.select(self.model(x))
+
+
+def make_model(case: Case) -> nn.Module:
+    """The model in eval mode and in float32, whatever the case's precision.
+
+    Raises:
+        KeyError: no model of that name.
+    """
+    model = MODELS[case.model](case.resolution)
+    randomise_(model, SEED)
+    return model.eval()
+
+
+def make_input(case: Case) -> Tensor:
+    """(batch, 3, resolution, resolution), float32, standard normal."""
+    generator = torch.Generator().manual_seed(SEED + 1)
+    return torch.randn(case.batch, 3, case.resolution, case.resolution, generator=generator)
+
+
+def flops(case: Case) -> int:
+    """Floating-point operations of one call: those of its matrix products, two per product."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = make_model(case).requires_grad_(False)
+    # the counter does not know the CPU's fused attention
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(make_input(Case(case.model, 1, case.resolution, case.dtype)))
+    return int(counter.get_total_flops()) * case.batch
+
+
+def _vit(name: str, resolution: int) -> nn.Module:
+    from vit import ViTConfig
+
+    depth, width, ffn, heads = SIZES[name]
+    config = ViTConfig(
+        in_channels=3,
+        patch_size=(16, 16),
+        img_size=(resolution, resolution),
+        depth=depth,
+        hidden_size=width,
+        ffn_hidden_size=ffn,
+        num_attention_heads=heads,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        activation="gelu",
+        num_cls_tokens=1,
+        pos_enc="learnable",
+        norm_type="layernorm",
+        dtype=torch.float32,
+    )
+    return Single(config.instantiate(), lambda output: output.dense_features)
+
+
+def _transformers_vit(resolution: int) -> nn.Module:
+    from transformers import ViTConfig, ViTModel
+
+    depth, width, ffn, heads = SIZES["vit-s"]
+    config = ViTConfig(
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        intermediate_size=ffn,
+        image_size=resolution,
+    )
+    model = ViTModel(config, add_pooling_layer=False)
+    return Single(model, lambda output: output.last_hidden_state)
+
+
+MODELS: dict[str, Callable[[int], nn.Module]] = {
+    **{name: partial(_vit, name) for name in SIZES},
+    "transformers-vit-s": _transformers_vit,
+}

@@ -1,0 +1,140 @@
+"""The ways of running a model that are compared. Each runs in a process of its own.
+
+A contestant is prepared once (compiled into its cache, exported to a file) and then loaded in a
+fresh process, so that what is timed there is a start from what is on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.cases import DTYPES, Case, make_input, make_model
+
+Run = Callable[[Tensor], Tensor]
+
+
+class LeftOut(Exception):
+    """A contestant that does not take part in a case, and why."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """How to prepare a case in a folder, and how to load what was prepared."""
+
+    load: Callable[[Case, Path], Run]
+    prepare: Callable[[Case, Path], None]
+
+
+def torch_model(case: Case) -> nn.Module:
+    """The model in the case's precision."""
+    return make_model(case).to(DTYPES[case.dtype])
+
+
+def _compiled(**settings: Any) -> Contestant:
+    def load(case: Case, folder: Path) -> Run:
+        model = torch.compile(torch_model(case), fullgraph=True, dynamic=False, **settings)
+        return _in_precision(case, model)
+
+    def prepare(case: Case, folder: Path) -> None:
+        load(case, folder)(make_input(case))
+
+    return Contestant(load, prepare)
+
+
+def _in_precision(case: Case, model: Callable[[Tensor], Tensor]) -> Run:
+    dtype = DTYPES[case.dtype]
+
+    def run(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model(x.to(dtype))
+
+    return run
+
+
+def _eager() -> Contestant:
+    return Contestant(
+        load=lambda case, folder: _in_precision(case, torch_model(case)),
+        prepare=lambda case, folder: None,
+    )
+
+
+def _inductor(mode: str | None) -> Contestant:
+    options = {"freezing": True, "max_autotune": True} if mode else {}
+    return _compiled(backend="inductor", options=options)
+
+
+def _onnxruntime() -> Contestant:
+    def prepare(case: Case, folder: Path) -> None:
+        if case.dtype != "float32":
+            raise LeftOut("ONNX Runtime's CPU provider has no bfloat16 kernels")
+        _needs("onnxruntime", "onnxscript")
+        arguments = (make_input(case),)
+        with torch.no_grad():
+            torch.onnx.export(
+                make_model(case), arguments, str(folder / "model.onnx"), dynamo=True, verbose=False
+            )
+
+    def load(case: Case, folder: Path) -> Run:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(
+            folder / "model.onnx", options, providers=["CPUExecutionProvider"]
+        )
+        (name,) = [value.name for value in session.get_inputs()]
+        return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+    return Contestant(load, prepare)
+
+
+def _openvino() -> Contestant:
+    def prepare(case: Case, folder: Path) -> None:
+        _needs("openvino")
+        import openvino
+
+        x = make_input(case)
+        program = torch.export.export(make_model(case), (x,))
+        model = openvino.convert_model(program, example_input=x, input=list(x.shape))
+        openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+
+    def load(case: Case, folder: Path) -> Run:
+        import openvino
+
+        precision = {"float32": "f32", "bfloat16": "bf16"}[case.dtype]
+        compiled = openvino.Core().compile_model(
+            folder / "model.xml",
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": precision,
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            },
+        )
+        return lambda x: torch.from_numpy(compiled(x.numpy())[0])
+
+    return Contestant(load, prepare)
+
+
+def _needs(*packages: str) -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise LeftOut(f"not installed: {', '.join(missing)} (pip install -e '.[bench]')")
+
+
+CONTESTANTS: dict[str, Contestant] = {
+    "eager": _eager(),
+    "inductor": _inductor(None),
+    "inductor-max-autotune": _inductor("max-autotune"),
+    "onnxruntime": _onnxruntime(),
+    "openvino": _openvino(),
+    "max": _compiled(backend="max"),
+}

@@ -1,0 +1,131 @@
+"""Result files: one row per case and contestant, as JSON (with the environment) and CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+
+@dataclass
+class Row:
+    """What one contestant did with one case. Times are seconds, memory bytes."""
+
+    model: str
+    batch: int
+    resolution: int
+    dtype: str
+    contestant: str
+    left_out: str | None = None
+    prepare: float | None = None
+    """compile or export, from the imports on; what the disk has is used"""
+    first_result: float | None = None
+    """a fresh process: from the imports to the first result, with what was prepared on disk"""
+    times: list[float] = field(default_factory=list)
+    median: float | None = None
+    lower_quartile: float | None = None
+    upper_quartile: float | None = None
+    error: float | None = None
+    """largest difference from eager float64"""
+    peak_memory: int | None = None
+    flops: int | None = None
+    matmul_flops_per_second: float | None = None
+    """the rate of this contestant's own matrix product in the same rounds"""
+
+    def summarize(self, times: Sequence[float]) -> None:
+        """Takes over the times of all rounds."""
+        self.times = [round(t, 7) for t in times]
+        quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
+        self.lower_quartile, self.median, self.upper_quartile = quartiles
+
+    @property
+    def case(self) -> tuple[str, str, int, int]:
+        return self.model, self.dtype, self.resolution, self.batch
+
+    @property
+    def share_of_matmul(self) -> float | None:
+        """The rate of the model beside that of one large matrix product."""
+        if not (self.flops and self.median and self.matmul_flops_per_second):
+            return None
+        return self.flops / self.median / self.matmul_flops_per_second
+
+
+def write(folder: Path, environment: dict[str, Any], rows: Sequence[Row]) -> None:
+    """``results.json`` and ``results.csv``, each written beside and renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"environment": environment, "rows": [asdict(row) for row in rows]}, indent=1)
+    _replace(folder / "results.json", text)
+    names = [f.name for f in fields(Row) if f.name != "times"]
+    path = folder / "results.csv.new"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+    path.replace(folder / "results.csv")
+
+
+def _replace(path: Path, text: str) -> None:
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Row]]:
+    """The environment and the rows of a results.json."""
+    content = json.loads(path.read_text())
+    return content["environment"], [Row(**row) for row in content["rows"]]
+
+
+def table(rows: Sequence[Row], ours: str = "max") -> str:
+    """All rows, with the speed of ``ours`` relative to each."""
+    own = {row.case: row.median for row in rows if row.contestant == ours}
+    lines = []
+    for row in rows:
+        start = [row.model, row.dtype, row.batch, row.resolution, row.contestant]
+        if row.left_out is not None:
+            lines.append([*start, "left out"])
+            continue
+        median = own.get(row.case)
+        lines.append(
+            [
+                *start,
+                _milliseconds(row.median),
+                f"{_milliseconds(row.lower_quartile)}-{_milliseconds(row.upper_quartile)}",
+                f"{row.median / median:.2f}" if median and row.median else "",
+                _milliseconds(row.median and row.median / row.batch),
+                f"{row.first_result:.1f}" if row.first_result else "",
+                f"{row.peak_memory / 2**20:.0f}" if row.peak_memory else "",
+                f"{row.error:.1e}" if row.error is not None else "",
+                f"{row.share_of_matmul:.2f}" if row.share_of_matmul else "",
+            ]
+        )
+    headers = [
+        "model",
+        "dtype",
+        "batch",
+        "image",
+        "contestant",
+        "median (ms)",
+        "quartiles (ms)",
+        f"{ours} is faster by",
+        "ms / image",
+        "first result (s)",
+        "peak (MiB)",
+        "largest error",
+        "share of matmul",
+    ]
+    alignment = ("left", "left", "right", "right", "left", *["right"] * 8)
+    notes = {f"{row.contestant}: left out: {row.left_out}" for row in rows if row.left_out}
+    return "\n".join(
+        [tabulate(lines, headers, disable_numparse=True, colalign=alignment), *sorted(notes)]
+    )
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1e3:.1f}"

@@ -1,0 +1,158 @@
+"""Vision Transformers at inference: MAX beside eager PyTorch, Inductor, ONNX Runtime, OpenVINO.
+
+    python -m benchmarks.vit_inference [--models vit-s ...] [--batches 1 8 32] [--dtypes float32]
+                                       [--resolutions 224] [--contestants max eager ...]
+                                       [--rounds 15] [--output-dir benchmarks/results]
+
+Every contestant runs the same weights on the same input in a process of its own, on the same number
+of threads. First each is prepared (compiled, exported) and that process ends; then all are loaded
+from disk and timed in turns, round by round, so that a change of the machine's speed meets all of
+them. Prints a table on stdout, progress on stderr, and writes results.json, results.csv and plots.
+Exits with 1 when a contestant fails or max's numbers are wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import plots, results
+from benchmarks.cases import DTYPES, MODELS, Case, flops, make_input, make_model
+from benchmarks.contestants import CONTESTANTS
+from benchmarks.environment import environment
+from benchmarks.results import Row
+from benchmarks.worker import MATMUL, Worker, WorkerError
+from pretrained_models.comparison import agrees, positive_int, progress, reference_output
+
+SECONDS_A_TURN = 1.0
+"""A contestant's turn in a round takes about as long, whatever the size of the model."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = _parse(arguments)
+    torch.set_num_threads(args.threads)
+    machine = environment()
+    rows: list[Row] = []
+    wrong = False
+    for case in _cases(args):
+        progress(f"== {case}")
+        measured, failed = _run_case(case, args)
+        rows += measured
+        wrong = wrong or failed
+        results.write(args.output_dir, machine, rows)  # a long run leaves what it has
+    for path in plots.write(args.output_dir, rows):
+        progress(f"wrote {path}")
+    print(results.table(rows))
+    progress(f"wrote {args.output_dir / 'results.json'} and results.csv")
+    return 1 if wrong else 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="vit_inference", description="Vision Transformers at inference, runtimes compared"
+    )
+    names = {
+        "models": (list(MODELS), list(MODELS)),
+        "dtypes": (list(DTYPES), list(DTYPES)),
+        "contestants": (list(CONTESTANTS), list(CONTESTANTS)),
+    }
+    for option, (choices, default) in names.items():
+        parser.add_argument(f"--{option}", nargs="+", choices=choices, default=default)
+    parser.add_argument("--batches", nargs="+", type=positive_int, default=[1, 8, 32])
+    parser.add_argument("--resolutions", nargs="+", type=positive_int, default=[224])
+    parser.add_argument("--rounds", type=positive_int, default=15)
+    parser.add_argument("--threads", type=positive_int, default=torch.get_num_threads())
+    parser.add_argument("--output-dir", type=Path, default=Path("benchmarks/results"))
+    return parser.parse_args(arguments)
+
+
+def _cases(args: argparse.Namespace) -> Iterator[Case]:
+    for model, dtype, resolution, batch in itertools.product(
+        args.models, args.dtypes, args.resolutions, args.batches
+    ):
+        yield Case(model, batch, resolution, dtype)
+
+
+def _run_case(case: Case, args: argparse.Namespace) -> tuple[list[Row], bool]:
+    """The rows of one case, and whether something failed."""
+    rows = {name: Row(**case.as_dict(), contestant=name) for name in args.contestants}
+    work = flops(case)
+    model, x = make_model(case), make_input(case)
+    reference = reference_output(model, x, lambda output: output)
+    with torch.no_grad():
+        eager = model.to(DTYPES[case.dtype])(x.to(DTYPES[case.dtype])).double()
+    eager_error = (eager - reference).abs().max().item()
+    del model, eager
+    failed = False
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        for name, row in rows.items():
+            folder = Path(temporary) / name
+            folder.mkdir()
+            try:
+                row.prepare, worker = _prepare(name, case, folder, args.threads, stack)
+                row.first_result, output = worker.load()
+            except WorkerError as error:
+                row.left_out = str(error).strip().splitlines()[-1]
+                progress(f"  {name}: left out: {error if not error.left_out else row.left_out}")
+                failed = failed or not error.left_out
+                continue
+            row.flops = work
+            row.error = (torch.from_numpy(output).double() - reference).abs().max().item()
+            progress(
+                f"  {name}: prepared in {row.prepare:.1f} s, first result in "
+                f"{row.first_result:.1f} s, largest error {row.error:.1e}"
+            )
+            if name == "max" and not agrees(row.error, eager_error):
+                progress(f"  max: WRONG: eager's largest error is {eager_error:.1e}")
+                failed = True
+            workers[name] = worker
+        _time_in_turns(workers, rows, args.rounds)
+    return list(rows.values()), failed
+
+
+def _prepare(
+    name: str, case: Case, folder: Path, threads: int, stack: ExitStack
+) -> tuple[float, Worker]:
+    progress(f"  {name}: preparing ...")
+    with Worker(name, case, folder, threads) as first:
+        seconds = first.prepare()
+    return seconds, stack.enter_context(Worker(name, case, folder, threads))
+
+
+def _time_in_turns(workers: dict[str, Worker], rows: dict[str, Row], rounds: int) -> None:
+    times: dict[str, list[float]] = {name: [] for name in workers}
+    products: dict[str, list[float]] = {name: [] for name in workers if name in ("max", "eager")}
+    counts: dict[str, int] = {}
+    for name, worker in workers.items():
+        worker.reset_peak()
+        counts[name] = max(1, round(SECONDS_A_TURN / min(worker.run(3))))
+    for turn in range(rounds):
+        for name, worker in workers.items():
+            times[name] += worker.run(counts[name])
+        progress(f"  round {turn + 1} of {rounds}")
+    for name, worker in workers.items():
+        rows[name].summarize(times[name])
+        rows[name].peak_memory = worker.peak_memory()
+    for _ in range(rounds):
+        for name in products:
+            products[name] += workers[name].matmul(5)
+    m, k, n = MATMUL
+    for name, taken in products.items():
+        rows[name].matmul_flops_per_second = 2 * m * k * n / _median(taken)
+
+
+def _median(values: Sequence[Any]) -> Any:
+    return sorted(values)[len(values) // 2]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

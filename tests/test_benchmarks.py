@@ -1,0 +1,146 @@
+"""The benchmarks' own arithmetic: summaries, comparisons, files, plots. Nothing is timed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import cases, compare, environment, plots, results
+from benchmarks.cases import Case
+from benchmarks.contestants import CONTESTANTS
+from benchmarks.results import Row
+
+
+def row(contestant, times, *, batch=8, resolution=224, model="vit-s", **values):
+    made = Row(model, batch, resolution, "float32", contestant, **values)
+    made.summarize(times)
+    return made
+
+
+def test_summary():
+    made = row("max", [5.0, 1.0, 2.0, 3.0, 4.0])
+    assert (made.lower_quartile, made.median, made.upper_quartile) == (1.5, 3.0, 4.5)
+    assert row("max", [2.0]).median == 2.0
+
+
+def test_share_of_matmul():
+    made = row("max", [2.0], flops=100, matmul_flops_per_second=200.0)
+    assert made.share_of_matmul == 0.25
+    assert row("max", [2.0], flops=100).share_of_matmul is None
+
+
+def test_files_hold_what_was_measured(tmp_path):
+    rows = [row("eager", [1.0, 2.0, 3.0]), Row("vit-s", 8, 224, "float32", "openvino", "absent")]
+    results.write(tmp_path, {"cpu": "a"}, rows)
+    assert results.read(tmp_path / "results.json") == ({"cpu": "a"}, rows)
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("model,batch,resolution,dtype,contestant,left_out")
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_table():
+    rows = [
+        row("eager", [0.2], peak_memory=2**20 * 300, error=1e-6),
+        row("max", [0.1], flops=10, matmul_flops_per_second=200.0),
+        Row("vit-s", 8, 224, "float32", "openvino", "not installed"),
+    ]
+    shown = results.table(rows).splitlines()
+    eager, ours, absent = (
+        [cell.strip() for cell in line.split("  ") if cell] for line in shown[2:5]
+    )
+    assert "200.0" in eager and "2.00" in eager and "300" in eager and "25.0" in eager
+    assert "100.0" in ours and "1.00" in ours and "0.50" in ours
+    assert absent[-1] == "left out"
+    assert shown[-1] == "openvino: left out: not installed"
+
+
+STEADY = [0.99, 1.0, 1.01]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [
+        ([0.49, 0.5, 0.51], [0.49, 0.5, 0.51], ""),
+        ([0.49, 0.5, 0.51], [0.59, 0.6, 0.61], "SLOWER"),
+        ([0.49, 0.5, 0.51], [0.39, 0.4, 0.41], "faster"),
+        ([0.49, 0.5, 0.51], [0.51, 0.52, 0.53], ""),  # below the threshold
+        ([0.3, 0.5, 0.7], [0.5, 0.6, 0.7], ""),  # within the noise
+    ],
+)
+def test_comparison(before, after, verdict):
+    old, new = ([row("eager", STEADY), row("max", times)] for times in (before, after))
+    ((*_, found),), regressions = compare.compare(old, new, "max", 0.05)
+    assert found == verdict
+    assert regressions == (verdict == "SLOWER")
+
+
+def test_a_slower_machine_is_no_regression():
+    old = [row("eager", STEADY), row("max", [0.5] * 3)]
+    new = [row("eager", [t * 2 for t in STEADY]), row("max", [1.0] * 3)]
+    assert compare.compare(old, new, "max", 0.05)[1] == 0
+
+
+def test_comparison_of_files(tmp_path, capsys):
+    for name, time in (("old", 0.5), ("new", 0.7)):
+        rows = [row("eager", STEADY), row("max", [time] * 3)]
+        results.write(tmp_path / name, {}, rows)
+    files = [str(tmp_path / name / "results.json") for name in ("old", "new")]
+    assert compare.main(files) == 1
+    assert "+40.0%" in capsys.readouterr().out
+    assert compare.main([files[0], files[0]]) == 0
+    assert compare.main([*files, "--contestant", "openvino"]) == 1
+    assert "no case in common" in capsys.readouterr().err
+
+
+def test_plots(tmp_path):
+    rows = [
+        row(name, [t * batch, t * batch * 1.1], batch=batch, resolution=size)
+        for name, t in (("eager", 0.02), ("max", 0.01))
+        for batch in (1, 8)
+        for size in (224, 384)
+    ]
+    written = plots.write(tmp_path, rows)
+    assert sorted(path.name for path in written) == [
+        "batch-vit-s-float32-resolution-224.svg",
+        "batch-vit-s-float32-resolution-384.svg",
+        "latency-vit-s-float32.svg",
+        "resolution-vit-s-float32-batch-1.svg",
+        "resolution-vit-s-float32-batch-8.svg",
+    ]
+    assert all(path.read_text().startswith("<?xml") for path in written)
+
+
+def test_models_are_seeded_and_return_a_tensor():
+    case = Case("vit-ti", 1, 32, "float32")
+    model, again = cases.make_model(case), cases.make_model(case)
+    assert all(map(torch.equal, model.parameters(), again.parameters()))
+    x = cases.make_input(case)
+    with torch.no_grad():
+        assert model(x).shape == (1, 5, 192)
+        transformers = cases.make_model(Case("transformers-vit-s", 1, 32, "float32"))
+        assert transformers(x).shape == (1, 5, 384)
+
+
+def test_flops_are_those_of_the_formula():
+    tokens, width, ffn = 197, 192, 768
+    block = tokens * width * (4 * width + 2 * ffn) + 2 * tokens * tokens * width
+    patches = 196 * (3 * 16 * 16) * width
+    assert cases.flops(Case("vit-ti", 2, 224, "float32")) == 2 * 2 * (12 * block + patches)
+
+
+def test_environment_is_json():
+    found = environment.environment()
+    assert found["versions"]["torch"] == torch.__version__
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_wrong_arguments_are_one_line():
+    for argument in (["--models", "vit-x"], ["--batches", "0"], ["--contestants", "tensorrt"]):
+        command = [sys.executable, "-m", "benchmarks.vit_inference", *argument]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert argument[0] in done.stderr.splitlines()[-1]
+    assert set(CONTESTANTS) == set(plots.COLOURS)
