@@ -66,7 +66,8 @@ class Case:
             many terms: the largest magnitude of the reference).
         group: cases of one group that are traced alike share a graph; None = a graph of its own.
         signed_zero: zeros must have eager's sign.
-        reference: a function for the float64 reference, where ``function`` names a dtype.
+        reference: a function for the float64 reference, where ``function`` names a dtype; it gets
+            the inputs in the precision that is then torch's default dtype.
         exact: results are moved, not computed: equal bit for bit, NaN aside.
         layout_only: random or uninitialised results: dtype, shape and strides are compared.
     """

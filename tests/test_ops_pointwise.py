@@ -201,6 +201,7 @@ def integer_operations(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     yield "overflow_add", lambda x: x + x, extremes
     yield "overflow_mul", lambda x: x * x, extremes
     yield "overflow_neg", torch.neg, extremes
+    yield "overflow_rsub", lambda x: 0 - x, extremes
     yield "overflow_abs", torch.abs, extremes
 
 

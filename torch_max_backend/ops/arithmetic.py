@@ -25,7 +25,7 @@ from torch_max_backend.ops.constants import constant
 
 def absolute(x: TensorValue) -> TensorValue:
     """|x|."""
-    return x if x.dtype in (DType.bool, DType.uint8) else ops.abs(x)
+    return x if x.dtype == DType.bool or x.dtype.is_unsigned_integral() else ops.abs(x)
 
 
 def add(x: TensorValue, y: TensorValue, alpha: float = 1) -> TensorValue:
@@ -39,6 +39,8 @@ def sub(x: TensorValue, y: TensorValue, alpha: float = 1) -> TensorValue:
     """x - alpha * y."""
     if x is y and alpha == 1 and x.dtype.is_float():
         return ops.where(is_finite(x), constant(0, x), constant(math.nan, x))
+    if x.dtype.is_unsigned_integral():  # MAX makes 0 - y a negation, which it then refuses
+        return x + y * constant(-alpha % (1 << x.dtype.size_in_bits), y)
     return x - (y if alpha == 1 else y * constant(alpha, y))
 
 
@@ -48,8 +50,8 @@ def rsub(x: TensorValue, y: TensorValue, alpha: float = 1) -> TensorValue:
 
 
 def negate(x: TensorValue) -> TensorValue:
-    """-x; MAX negates signed numbers only."""
-    return ops.negate(x) if x.dtype.is_float() else constant(0, x) - x
+    """-x."""
+    return sub(constant(0, x), x) if x.dtype.is_unsigned_integral() else ops.negate(x)
 
 
 def mul(x: TensorValue, y: TensorValue) -> TensorValue:
