@@ -61,9 +61,12 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    if _EXPORTS[name] == "registry":
-        import_module(f"{__name__}.tables")  # the registry is empty until the tables are imported
-    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    from torch_max_backend.garbage import collector_paused
+
+    with collector_paused():
+        if _EXPORTS[name] == "registry":
+            import_module(f"{__name__}.tables")  # the registry is empty until they are imported
+        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -17,6 +17,7 @@ from torch_max_backend.compilation import compile_graph
 from torch_max_backend.composites import replace_composites
 from torch_max_backend.decompositions import decompositions
 from torch_max_backend.executable import CompiledGraph
+from torch_max_backend.garbage import collector_paused
 from torch_max_backend.nested_regions import inline_nested_regions
 from torch_max_backend.options import MaxOptions
 from torch_max_backend.report import describe_graph
@@ -45,13 +46,14 @@ def max_backend(
     """
     settings = MaxOptions.from_mapping(options, mode)
     start = time.perf_counter()
-    aot = aot_autograd(
-        fw_compiler=partial(_compile, settings=settings, kind="forward", start=start),
-        bw_compiler=partial(_compile, settings=settings, kind="backward", start=None),
-        inference_compiler=partial(_compile, settings=settings, kind="inference", start=start),
-        decompositions=dict(decompositions()),
-    )
-    return aot(replace_composites(gm), list(example_inputs))
+    with collector_paused():
+        aot = aot_autograd(
+            fw_compiler=partial(_compile, settings=settings, kind="forward", start=start),
+            bw_compiler=partial(_compile, settings=settings, kind="backward", start=None),
+            inference_compiler=partial(_compile, settings=settings, kind="inference", start=start),
+            decompositions=dict(decompositions()),
+        )
+        return aot(replace_composites(gm), list(example_inputs))
 
 
 def _compile(
