@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from tests.tracing import trace
-from torch_max_backend import nested_regions
 from torch_max_backend.graph_builder import unsupported_ops
+from torch_max_backend.passes import nested_regions, run_passes
 from vit import ViT, ViTConfig
 
 
@@ -85,14 +85,13 @@ def test_a_call_that_does_not_fit_the_region_is_an_error():
         for node in gm.graph.nodes:
             if nested_regions.is_region(node):
                 node.args[2].meta["val"] = torch.empty(6, 6)
-        original(gm)
+        run_passes(gm)
 
-    original = nested_regions.inline_nested_regions
     with (
         pytest.MonkeyPatch.context() as patch,
         pytest.raises(Exception, match=r"traced with .*this call has .*nested_compile_region") as e,
     ):
-        patch.setattr("tests.tracing.inline_nested_regions", spoil)
+        patch.setattr("tests.tracing.run_passes", spoil)
         trace(stack, x)
     assert "MaxBackendError" in str(e.value)
 

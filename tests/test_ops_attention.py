@@ -97,8 +97,11 @@ def variations() -> Iterator[Case]:
         ),
         ("gqa_rank_3", partial(attend, enable_gqa=True), [qkv(6)[0], *qkv(2)[1:]]),
     ]
+    in_half = ("value_width", "width_5", "length_197", "length_197_causal", "gqa_causal")
     for name, function, inputs in table:
         yield Case(name, function, inputs)
+        if name in in_half:
+            yield Case(f"{name}-bfloat16", function, [x.bfloat16() for x in inputs])
     large = [x * 30 for x in qkv(2, 3)]  # softmax saturates
     yield Case("large_scores", attend, large)
     odd = qkv(2, 3)
@@ -121,6 +124,7 @@ def layouts() -> Iterator[Case]:
 
     yield Case("heads_last", from_heads_last, heads_last)
     yield Case("packed", from_packed, [randn(2, 7, 144)])
+    yield Case("packed-bfloat16", from_packed, [randn(2, 7, 144, dtype=torch.bfloat16)])
     yield Case("by_hand", by_hand, qkv(2, 3))
     yield Case("transposed_inputs", attend, [x.transpose(1, 2) for x in heads_last])
     yield Case("sliced_inputs", attend, [x[:, 1:, ::2, 4:12] for x in qkv(2, 3, l=8, s=12)])

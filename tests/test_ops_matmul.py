@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from tests.harness import FLOATS, Case, comparison, grouped, randn, short, strided
 
@@ -146,6 +150,45 @@ def symbolic() -> Iterator[Case]:
     )
 
 
-CASES = grouped([*products(), *edges(), *symbolic()], 8)
+def linear_kernel() -> Iterator[Case]:
+    """Few rows, rows that leave a part of a tile, columns that leave a part of a panel, an inner
+    axis that is odd or longer than a block; with and without an activation."""
+    activations = {
+        "": lambda x: x,
+        "_gelu": F.gelu,
+        "_gelu_tanh": partial(F.gelu, approximate="tanh"),
+    }
+    for (name, activation), dtype in itertools.product(
+        activations.items(), (torch.float32, torch.bfloat16)
+    ):
+        for k, n in ((37, 70), (1101, 131)):
+            weight = nn.Parameter(randn(n, k, dtype=dtype) / k**0.5, requires_grad=False)
+            bias = nn.Parameter(randn(n, dtype=dtype), requires_grad=False)
+
+            def function(x, w, b, activation=activation):
+                return activation(F.linear(x, w, b))
+
+            yield Case(
+                f"linear{name}-{k}x{n}-{short(dtype)}",
+                function,
+                [randn(50, k, dtype=dtype), weight, bias],
+                dynamic="generic",
+                others=[[randn(m, k, dtype=dtype), weight, bias] for m in (1, 2, 5, 6, 7, 97, 200)],
+                scale="tensor",
+            )
+    for name, activation in list(activations.items())[1:]:
+        extremes = torch.tensor([0.0, 1e-30, 0.5, 3.0, 9.0, 13.0, 30.0, 1e30, math.nan, math.inf])
+        if name == "_gelu":  # eager's gelu of infinity depends on its place in the tensor
+            extremes = extremes[:-1]
+        inputs = torch.cat([extremes, -extremes])[:, None]
+        yield Case(
+            f"linear{name}-extremes",
+            lambda x, w, b, activation=activation: activation(F.linear(x, w, b)),
+            [inputs, torch.ones(1, 1), torch.zeros(1)],
+            scale="tensor",
+        )
+
+
+CASES = grouped([*products(), *edges(), *symbolic(), *linear_kernel()], 8)
 
 test_matmul = comparison(CASES)

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from torch_max_backend.composites import replace_composites
 from torch_max_backend.decompositions import decompositions
-from torch_max_backend.nested_regions import inline_nested_regions
+from torch_max_backend.passes import run_passes
 
 
 def trace(function: Callable[..., Any], *args: Any, dynamic: bool = False) -> GraphModule:
@@ -20,7 +20,7 @@ def trace(function: Callable[..., Any], *args: Any, dynamic: bool = False) -> Gr
     captured: list[GraphModule] = []
 
     def keep(gm: GraphModule, example_inputs: Any) -> Any:
-        inline_nested_regions(gm)
+        run_passes(gm)
         captured.append(gm)
         return make_boxed_func(gm.forward)
 

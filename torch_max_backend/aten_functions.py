@@ -13,7 +13,7 @@ import torch
 from max.dtype import DType
 from max.graph import Dim, TensorValue, ops
 
-from torch_max_backend import composites  # noqa: F401  registers torch_max_backend::attention
+from torch_max_backend import composites, passes  # noqa: F401  register torch_max_backend::*
 from torch_max_backend.accelerators import to_device_ref
 from torch_max_backend.context import expected, expected_shape
 from torch_max_backend.dims import IntLike
@@ -574,7 +574,7 @@ mish = pointwise(aten.mish.default, activations.mish)
 @lowering(aten.mm.default)
 def aten_mm(self: TensorValue, mat2: TensorValue) -> TensorValue:
     """mm(Tensor self, Tensor mat2) -> Tensor"""
-    return matmul_ops.matmul(self, mat2)
+    return matmul_ops.mm(self, mat2)
 
 
 mul = pointwise((aten.mul.Scalar, aten.mul.Tensor), arithmetic.mul)
@@ -1002,6 +1002,14 @@ def torch_max_backend_attention(
 ) -> TensorValue:
     """attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, bool is_causal, float scale, bool enable_gqa) -> Tensor"""
     return attention_ops.attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+
+
+@lowering(torch.ops.torch_max_backend.linear_gelu.default)
+def torch_max_backend_linear_gelu(
+    input: TensorValue, weight: TensorValue, bias: TensorValue, *, approximate: str = "none"
+) -> TensorValue:
+    """linear_gelu(Tensor input, Tensor weight, Tensor bias, *, str approximate="none") -> Tensor"""
+    return matmul_ops.linear_gelu(input, weight, bias, approximate)
 
 
 @lowering(torch.ops.torch_max_backend.rms_norm.default)

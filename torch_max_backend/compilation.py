@@ -29,6 +29,7 @@ from torch_max_backend.errors import CompileError
 from torch_max_backend.executable import CompiledGraph
 from torch_max_backend.fingerprint import graph_fingerprint, program_key
 from torch_max_backend.graph_builder import build_graph, check_supported
+from torch_max_backend.kernel_library import kernel_library
 from torch_max_backend.options import MaxOptions
 from torch_max_backend.signature import read_signature
 
@@ -205,7 +206,7 @@ def _compile_module(module: Module, graphs: Sequence[_Pending]) -> bytes | None:
     start = time.perf_counter()
     try:
         with profiling.phase(graphs[0].name, "compile"):
-            compiled = session().compile(module)
+            compiled = session().compile(module, custom_extensions=[kernel_library()])
     except Exception as error:
         if len(graphs) == 1:
             graphs[0].error = _refused(graphs[0], error)

@@ -18,8 +18,8 @@ from torch_max_backend.composites import replace_composites
 from torch_max_backend.decompositions import decompositions
 from torch_max_backend.executable import CompiledGraph
 from torch_max_backend.garbage import collector_paused
-from torch_max_backend.nested_regions import inline_nested_regions
 from torch_max_backend.options import MaxOptions
+from torch_max_backend.passes import run_passes
 from torch_max_backend.report import describe_graph
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def _compile(
     kind: str,
     start: float | None,
 ) -> Callable[[list[Any]], list[Any]]:
-    inline_nested_regions(gm)
+    run_passes(gm)
     if flags.verbose_enabled():
         log.warning("%s graph\n%s", kind, describe_graph(gm))
     compiled = compile_graph(gm, settings, kind=kind, weights=_static_arguments(kind))

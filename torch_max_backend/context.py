@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from max.graph import Dim
+from max.graph import Dim, TensorValue
 from torch.fx import Node
 
-from torch_max_backend.dims import to_dim
+from torch_max_backend.dims import IntLike, to_dim, to_int_or_dim
 from torch_max_backend.options import MaxOptions
+from torch_max_backend.views import view_of
 
 _node: ContextVar[Node] = ContextVar("node being lowered")
+_values: ContextVar[Mapping[Node, Any]] = ContextVar("MAX values of the nodes lowered so far")
 _options: ContextVar[MaxOptions] = ContextVar("options of the graph")
 
 
 @contextmanager
-def lowering_of(node: Node) -> Iterator[None]:
+def lowering_of(node: Node, values: Mapping[Node, Any]) -> Iterator[None]:
     """Makes ``node`` the one that the functions below speak of."""
-    token = _node.set(node)
+    tokens = _node.set(node), _values.set(values)
     try:
         yield
     finally:
-        _node.reset(token)
+        _node.reset(tokens[0])
+        _values.reset(tokens[1])
 
 
 @contextmanager
@@ -74,6 +78,28 @@ def expected(index: int | None = None) -> torch.Tensor:
 def expected_shape(index: int | None = None) -> list[Dim]:
     """The shape of the result in canonical Dims."""
     return [to_dim(size) for size in expected(index).shape]
+
+
+@dataclass(frozen=True)
+class Strided:
+    """An operand as it lies: number ``offset + sum(index * stride)`` of the dense ``base``."""
+
+    base: TensorValue
+    strides: tuple[IntLike, ...]
+    offset: IntLike
+
+
+def strided_operand(index: int) -> Strided | None:
+    """How an argument of the node lies in the value it is a view of; None where it is no view."""
+    node = _node.get(None)
+    argument = node.args[index] if node is not None else None
+    if not isinstance(argument, Node):
+        return None
+    view = view_of(argument)
+    if view.base is argument:
+        return None
+    strides = tuple(to_int_or_dim(stride) for stride in view.strides)
+    return Strided(_values.get()[view.base], strides, to_int_or_dim(view.offset))
 
 
 def operand_is_zero(index: int) -> bool:

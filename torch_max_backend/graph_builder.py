@@ -36,6 +36,7 @@ from torch_max_backend.errors import (
     UnsupportedOp,
     UnsupportedOpsError,
 )
+from torch_max_backend.kernel_library import kernel_library
 from torch_max_backend.options import MaxOptions
 from torch_max_backend.signature import (
     GraphSignature,
@@ -112,7 +113,12 @@ def build_graph(
     signature = read_signature(gm)
     with (
         building_with(options),
-        Graph(name, input_types=signature.input_types(), module=module) as graph,
+        Graph(
+            name,
+            input_types=signature.input_types(),
+            module=module,
+            custom_extensions=[kernel_library()],
+        ) as graph,
     ):
         graph.output(*_Builder(gm, signature, graph).run())
     return graph, signature
@@ -188,7 +194,7 @@ class _Builder:
         try:
             args = [self._argument(arg) for arg in node.args]
             kwargs = {name: self._argument(arg) for name, arg in node.kwargs.items()}
-            with lowering_of(node):
+            with lowering_of(node, self.values):
                 result = row.function(*args, **kwargs)
             return _conform(result, node.meta.get("val"))
         except Exception as error:

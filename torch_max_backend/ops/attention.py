@@ -1,17 +1,19 @@
-"""Scaled dot-product attention (Vaswani et al., 2017) on MAX's flash attention kernels."""
+"""Scaled dot-product attention (Vaswani et al., 2017): our kernel on CPU, MAX's on GPU."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from max.driver import accelerator_api
 from max.dtype import DType
-from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
+from max.graph import DeviceRef, Dim, TensorValue, ops
 
 from torch_max_backend import context
 from torch_max_backend.dims import IntLike, static
+from torch_max_backend.ops import cpu_attention
 from torch_max_backend.ops.matmul import matmul
 from torch_max_backend.ops.normalization import softmax
 from torch_max_backend.ops.shape import (
@@ -42,14 +44,16 @@ def attention(
     """
     lead = list(query.shape)[:-2]
     q, k, v = (_rank4(x) for x in (query, key, value))
-    if grouped:
-        k, v = (_repeat_heads(x, q.shape[1]) for x in (k, v))
     if mask is not None:
-        if query.rank > 4:
-            mask = broadcast(mask, [*lead, *list(mask.shape)[-2:]])
-        mask = _rank4_mask(mask)
-        mask = agree(mask, [q.shape[0], q.shape[1], q.shape[2], k.shape[2]])
-    out = _dispatch(q, k, v, mask, causal, scale)
+        mask = _rank4_mask(mask, lead)
+    if cpu_attention.takes(q, k, v):
+        out = cpu_attention.cpu_attention(q, k, v, mask, causal, scale)
+    else:
+        if grouped:
+            k, v = (_repeat_heads(x, q.shape[1]) for x in (k, v))
+        if mask is not None:
+            mask = agree(mask, [q.shape[0], q.shape[1], q.shape[2], k.shape[2]])
+        out = _dispatch(q, k, v, mask, causal, scale)
     return reshape(out, [*lead, query.shape[-2], value.shape[-1]])
 
 
@@ -63,7 +67,10 @@ def _rank4(x: TensorValue) -> TensorValue:
     return reshape(x, [-1, heads, *list(x.shape)[-2:]])
 
 
-def _rank4_mask(mask: TensorValue) -> TensorValue:
+def _rank4_mask(mask: TensorValue, lead: Sequence[Dim]) -> TensorValue:
+    """A mask for scores under some lead -> (B or 1, H or 1, L or 1, S or 1)."""
+    if len(lead) > 2:
+        mask = broadcast(mask, [*lead, *list(mask.shape)[-2:]])
     return reshape(mask, [*([1] * (4 - mask.rank)), *mask.shape]) if mask.rank < 4 else _rank4(mask)
 
 
@@ -97,8 +104,6 @@ def _dispatch(
         return slice_axis(out, 3, 0, v.shape[-1], 1, v.shape[-1])
     if unfused or empty or q.dtype == DType.float64:
         return composed_attention(q, k, v, mask, causal, scale)
-    if q.device.is_cpu():
-        return _flash_cpu(q, k, v, mask, causal, scale)
     square = q.shape[2] == k.shape[2]
     # MAX 26.6's kernel for HIP asks for instructions that CDNA 3 (gfx942) lacks
     if mask is None and (square or not causal) and accelerator_api() != "hip":
@@ -148,36 +153,6 @@ def _gpu_kernel() -> tuple[Any, Any]:
 def _swap(x: TensorValue) -> TensorValue:
     """(B, H, L, E) <-> (B, L, H, E), the layout of MAX's kernels."""
     return permute(x, _SWAP_HEADS_AND_LENGTH)
-
-
-def _flash_cpu(
-    q: TensorValue,
-    k: TensorValue,
-    v: TensorValue,
-    mask: TensorValue | None,
-    causal: bool,
-    scale: float,
-) -> TensorValue:
-    """The CPU kernel, in float32: in half precision it is many times slower."""
-    dtype = q.dtype
-    cpu = DeviceRef.CPU()
-    q, k, v = (
-        _swap(x if x.dtype == DType.float32 else ops.cast(x, DType.float32)) for x in (q, k, v)
-    )
-    factor = ops.constant(scale, DType.float32, device=cpu)
-    kind = TensorType(DType.float32, q.shape, cpu)
-    if mask is None and not causal:
-        name = "mo.composite.no_mask_flash_attention_cpu"
-        out = ops.custom(name, cpu, [q, k, v, factor], [kind])[0].tensor
-    else:
-        batch, length, heads, _ = q.shape
-        scores = [batch, heads, length, k.shape[1]]
-        bias, keeps = _bias(mask, causal, scores, DType.float32)
-        name = "mo.composite.masked_flash_attention_cpu"
-        out = ops.custom(name, cpu, [q, k, v, broadcast(bias, scores), factor], [kind])[0].tensor
-        out = _swap(_zero_empty_rows(_swap(out), keeps))
-    out = _swap(out)
-    return out if dtype == DType.float32 else ops.cast(out, dtype)
 
 
 def _bias(

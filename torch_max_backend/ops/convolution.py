@@ -9,7 +9,7 @@ from max.graph import Dim, TensorValue, ops
 
 from torch_max_backend.context import expected_shape
 from torch_max_backend.dims import IntLike, static
-from torch_max_backend.ops.matmul import matmul
+from torch_max_backend.ops.matmul import linear, matmul, widened
 from torch_max_backend.ops.shape import permute, reshape, slice_axis
 from torch_max_backend.promotion import accumulation_dtype
 
@@ -66,10 +66,11 @@ def _patch_embedding(
     for count in grid:
         rows = rows * count
     x = reshape(x, [rows, features])
-    out = matmul(x, permute(reshape(weight, [out_channels, features]), [1, 0]))
+    dtype = x.dtype
+    out = linear(x, reshape(weight, [out_channels, features]))
     if bias is not None:
-        out = out + bias
-    out = reshape(out, [batch, *grid, out_channels])
+        out = out + widened(bias, out)
+    out = reshape(ops.cast(out, dtype), [batch, *grid, out_channels])
     return permute(out, [0, rank + 1, *range(1, rank + 1)])
 
 

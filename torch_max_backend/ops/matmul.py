@@ -3,14 +3,46 @@
 from __future__ import annotations
 
 from max.dtype import DType
-from max.graph import TensorValue, ops
+from max.graph import TensorType, TensorValue, ops
 
+from torch_max_backend.context import strided_operand
 from torch_max_backend.dims import static
 from torch_max_backend.ops.shape import agree, broadcast, slice_axis
 from torch_max_backend.promotion import accumulation_dtype
 
 _VECTOR = 16
 """float32 numbers in the widest vector register that MAX's CPU kernels use."""
+
+
+def linear(a: TensorValue, weight: TensorValue) -> TensorValue:
+    """a @ weight^T for (M, K) a and (N, K) weight, in the dtype it is summed up in: what follows
+    is computed in that and rounded once."""
+    if not _takes_kernel(a, weight):
+        return matmul(a, ops.transpose(weight, 0, 1))
+    kind = TensorType(DType.float32, [a.shape[0], weight.shape[0]], a.device)
+    weight = agree(weight, [weight.shape[0], a.shape[1]])
+    return ops.custom("torch_max_backend.linear", a.device, [a, weight], [kind])[0].tensor
+
+
+def _takes_kernel(a: TensorValue, weight: TensorValue) -> bool:
+    return (
+        a.device.is_cpu()
+        and a.dtype in (DType.float32, DType.bfloat16)
+        and not any(static(d) == 0 for d in (*a.shape, *weight.shape))
+    )
+
+
+def _product(a: TensorValue, b: TensorValue, place: int) -> TensorValue:
+    """a @ b for matrices, b being that argument of the node; summed up as in ``linear`` where b is
+    a transposed weight, which is then read as it lies."""
+    operand = strided_operand(place)
+    if operand is not None and operand.base.rank == 2 and operand.offset == 0:
+        weight = operand.base
+        rows, columns = weight.shape
+        turned = operand.strides == (1, columns) and [columns, rows] == list(b.shape)
+        if turned and _takes_kernel(a, weight):
+            return linear(a, weight)
+    return matmul(a, b)
 
 
 def matmul(a: TensorValue, b: TensorValue) -> TensorValue:
@@ -56,13 +88,39 @@ def _integer_matmul(a: TensorValue, b: TensorValue) -> TensorValue:
     return ops.cast(ops.squeeze(product, -2), a.dtype)
 
 
+def mm(a: TensorValue, b: TensorValue) -> TensorValue:
+    """a @ b for matrices, the node's two arguments."""
+    return ops.cast(_product(a, b, 1), a.dtype)
+
+
 def addmm(
     bias: TensorValue, a: TensorValue, b: TensorValue, beta: float, alpha: float
 ) -> TensorValue:
-    """beta * bias + alpha * (a @ b); beta 0 ignores the bias, NaNs in it included."""
-    out = matmul(a, b)
+    """beta * bias + alpha * (a @ b); beta 0 ignores the bias, NaNs in it included.
+
+    Half precision is rounded once, after the sum.
+    """
+    out = _product(a, b, 2)
     if alpha != 1:
         out = out * alpha
-    if beta == 0:
-        return out
-    return out + (bias if beta == 1 else bias * beta)
+    if beta != 0:
+        bias = widened(bias, out)
+        out = out + (bias if beta == 1 else bias * beta)
+    return ops.cast(out, a.dtype)
+
+
+def widened(bias: TensorValue, out: TensorValue) -> TensorValue:
+    """A bias in the dtype of what it is added to."""
+    return bias if bias.dtype == out.dtype else ops.cast(bias, out.dtype)
+
+
+def linear_gelu(
+    input: TensorValue, weight: TensorValue, bias: TensorValue, approximate: str
+) -> TensorValue:
+    """gelu(input @ weight^T + bias) for (M, K), (N, K), (N), rounded once."""
+    name = "torch_max_backend.linear_gelu" + ("" if approximate == "none" else "_tanh")
+    rows = input.shape[0]
+    kind = TensorType(DType.float32, [rows, weight.shape[0]], input.device)
+    weight = agree(weight, [weight.shape[0], input.shape[1]])
+    out = ops.custom(name, input.device, [input, weight, bias], [kind])[0].tensor
+    return ops.cast(out, input.dtype)

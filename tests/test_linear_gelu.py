@@ -1,0 +1,72 @@
+"""The pass that joins a linear layer with the GELU behind it: where it does, and where not.
+
+No compile; the numbers are compared in test_ops_matmul.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.tracing import trace
+from vit import ViT, ViTConfig
+
+FUSED = torch.ops.torch_max_backend.linear_gelu.default
+
+
+def fused(function, *args, dynamic=False):
+    return trace(function, *args, dynamic=dynamic).graph.find_nodes(
+        op="call_function", target=FUSED
+    )
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_block_of_a_vit(dtype, dynamic):
+    config = ViTConfig(3, [4, 4], [8, 8], 3, 16, 32, 2, dtype=dtype, activation="gelu")
+    images = torch.randn(2, 3, 8, 8, dtype=dtype)
+    assert len(fused(ViT(config).eval(), images, dynamic=dynamic)) == 3
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_the_kind_of_gelu_and_the_module_are_kept(approximate):
+    layer = nn.Sequential(nn.Linear(8, 4), nn.GELU(approximate))
+    (node,) = fused(layer, torch.randn(3, 8))
+    assert node.kwargs.get("approximate", "none") == approximate
+    assert "nn_module_stack" in node.meta
+
+
+def test_the_eager_answer_of_background_mode_is_the_same():
+    layer, x = nn.Sequential(nn.Linear(8, 4), nn.GELU()), torch.randn(2, 3, 8)
+    gm = trace(layer, x)
+    order = [layer[0].weight, layer[0].bias, x]
+    with torch.no_grad():
+        placeholders = [node.meta["val"].shape for node in gm.graph.find_nodes(op="placeholder")]
+        args = [next(a for a in order if a.shape == shape) for shape in placeholders]
+        torch.testing.assert_close(gm(*args)[0], layer(x))
+
+
+LINEAR = nn.Linear(8, 4)
+ELSEWHERE = {
+    "the linear layer's result is used again": lambda x: (y := LINEAR(x), F.gelu(y)),
+    "no bias": lambda x: F.gelu(F.linear(x, LINEAR.weight)),
+    "a weight that is not transposed": lambda x: F.gelu(
+        torch.addmm(LINEAR.bias, x, x.new_ones(8, 4))
+    ),
+    "a bias of other shape": lambda x: F.gelu(torch.addmm(x[:, :4], x, LINEAR.weight.t())),
+    "scaled": lambda x: F.gelu(torch.addmm(LINEAR.bias, x, LINEAR.weight.t(), beta=2)),
+    "another activation": lambda x: F.silu(LINEAR(x)),
+    "something in between": lambda x: F.gelu(LINEAR(x) + 1),
+}
+
+
+@pytest.mark.parametrize("why", ELSEWHERE)
+def test_others_are_left_alone(why):
+    assert not fused(ELSEWHERE[why], torch.randn(3, 8))
+
+
+def test_float64_is_left_alone():
+    layer = nn.Sequential(nn.Linear(8, 4), nn.GELU()).double()
+    assert not fused(layer, torch.randn(3, 8, dtype=torch.float64))

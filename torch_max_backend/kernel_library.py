@@ -1,0 +1,58 @@
+"""The Mojo kernels of ``kernels/`` as the package that MAX's compiler reads.
+
+Mojo packages are bound to the compiler's version, not to a processor: it is made at the first
+compilation on a machine, which takes 3 s, and kept beside the compile cache.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from functools import cache as memoize
+from importlib.metadata import version
+from pathlib import Path
+
+from mojo.run import subprocess_run_mojo
+
+from torch_max_backend import cache
+from torch_max_backend.errors import CompileError
+from torch_max_backend.fingerprint import sources_digest
+
+SOURCES = Path(__file__).parent / "kernels"
+_NAME = "torch_max_backend_kernels.mojoc"
+
+
+@memoize
+def kernel_library() -> Path:
+    """The precompiled package.
+
+    Raises:
+        CompileError: Mojo refuses the sources.
+    """
+    name = f"{sources_digest(SOURCES)[:16]}-mojo-{version('mojo-compiler')}"
+    folder = cache.directory() / "kernels" / name
+    library = folder / _NAME
+    if library.exists():
+        return library
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # as the compile cache: one that cannot be written costs time, not results
+        folder = Path(tempfile.mkdtemp(prefix="torch_max_backend_kernels_"))
+        library = folder / _NAME
+    _precompile(library)
+    return library
+
+
+def _precompile(library: Path) -> None:
+    """Beside and renamed: another process may be doing the same."""
+    with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
+        made = Path(temporary) / library.name
+        run = subprocess_run_mojo(
+            ["precompile", str(SOURCES), "-o", str(made)], capture_output=True, text=True
+        )
+        if run.returncode:
+            raise CompileError(
+                f"Mojo {version('mojo-compiler')} refuses the kernels in {SOURCES}; "
+                f"reinstall torch_max_backend and max\n{run.stderr}"
+            )
+        os.replace(made, library)

@@ -1,0 +1,287 @@
+"""Scaled dot-product attention (Vaswani et al., 2017).
+
+A piece of work is a run of queries of one head. It packs the head's keys and values once and goes
+through its queries a tile of rows at a time. The scores of a tile against all keys stay in cache,
+so that softmax knows a row's maximum and is exact.
+"""
+
+from std.math import ceildiv
+from std.memory.alloc import unsafe_alloc
+from std.runtime import parallelism_level
+from std.sys import size_of
+from max.algorithm import sync_parallelize
+from .packing import pack_columns, pack_rows
+from .softmax import softmax_row
+from .units import *
+
+
+@fieldwise_init
+struct Operand(Copyable, ImplicitlyCopyable, Movable):
+    """A (batch, heads, length, width) tensor: its start, its strides in bytes; width is dense."""
+
+    var data: BytePointer
+    var batch: Int
+    var head: Int
+    var row: Int
+
+    def rows_of(self, b: Int, h: Int) -> BytePointer:
+        return self.data.unsafe_offset(b * self.batch + h * self.head)
+
+
+@fieldwise_init
+struct Bias(Copyable, ImplicitlyCopyable, Movable):
+    """A float32 (batch, heads, queries, keys) tensor to be added to the scaled scores: strides in
+    numbers, 0 where it is broadcast; keys are dense."""
+
+    var data: FloatPointer
+    var present: Bool
+    var batch: Int
+    var head: Int
+    var query: Int
+
+    def row_of(self, b: Int, h: Int, i: Int) -> FloatPointer:
+        return self.data.unsafe_offset(b * self.batch + h * self.head + i * self.query)
+
+
+@fieldwise_init
+struct Attention[dtype: DType](Copyable, ImplicitlyCopyable, Movable):
+    """One call: operands and sizes."""
+
+    var query: Operand
+    var key: Operand
+    var value: Operand
+    var bias: Bias
+    var output: Operand
+    var batch: Int
+    var heads: Int
+    var key_heads: Int
+    var queries: Int
+    var keys: Int
+    var width: Int
+    var value_width: Int
+    var scale: Float32
+    var causal: Bool
+
+
+struct Scratch[dtype: DType](Movable):
+    """What a worker needs at a time: a head's keys and values packed, a tile of queries, their
+    scores, weights and results."""
+
+    var keys: UnitPointer
+    var values: UnitPointer
+    var query: UnitPointer
+    var scores: FloatPointer
+    var weights: UnitPointer
+    var result: FloatPointer
+    var depth: Int
+    var key_stride: Int
+    var value_stride: Int
+    var places: Int
+
+    def __init__(out self, call: Attention[Self.dtype]):
+        self.depth = units_of[Self.dtype](call.width)
+        self.key_stride = ceildiv(call.keys, WIDTH) * WIDTH
+        self.value_stride = ceildiv(call.value_width, WIDTH) * WIDTH
+        self.places = units_of[Self.dtype](self.key_stride)
+        var query = ceildiv(ROWS * self.depth, WIDTH) * WIDTH
+        self.keys = unsafe_alloc[Int32](
+            self.depth * self.key_stride
+            + self.places * self.value_stride
+            + query
+            + ROWS * (2 * self.key_stride + self.value_stride),
+            alignment=64,
+        )
+        self.values = self.keys.unsafe_offset(self.depth * self.key_stride)
+        self.query = self.values.unsafe_offset(self.places * self.value_stride)
+        var scores = self.query.unsafe_offset(query)
+        self.scores = scores.unsafe_bitcast[Float32]()
+        self.weights = scores.unsafe_offset(ROWS * self.key_stride)
+        self.result = self.weights.unsafe_offset(ROWS * self.key_stride).unsafe_bitcast[Float32]()
+
+    def free(self):
+        self.keys.unsafe_free()
+
+
+def attention[dtype: DType](call: Attention[dtype]):
+    """Computes all of it in parallel; a head's queries are split where heads are few."""
+    var workers = parallelism_level()
+    var heads = call.batch * call.heads
+    var tiles = ceildiv(call.queries, ROWS)
+    var splits = 1
+    if heads % workers != 0 and heads < 4 * workers:
+        splits = max(1, min(workers, tiles // 8))
+    var share = ceildiv(tiles, splits) * ROWS
+    var pieces = heads * splits
+
+    def work(worker: Int) {call, splits, share, pieces, workers}:
+        var scratch = Scratch[dtype](call)
+        for piece in range(worker * pieces // workers, (worker + 1) * pieces // workers):
+            var head = piece // splits
+            var first = piece % splits * share
+            _rows_of_a_head[dtype](
+                call,
+                scratch,
+                head // call.heads,
+                head % call.heads,
+                first,
+                min(call.queries, first + share),
+            )
+        scratch.free()
+
+    sync_parallelize(work, workers)
+
+
+def _rows_of_a_head[
+    dtype: DType
+](call: Attention[dtype], scratch: Scratch[dtype], b: Int, h: Int, first: Int, last: Int):
+    """Queries first..last."""
+    var key_head = h // (call.heads // call.key_heads)
+    pack_columns[dtype](
+        call.key.rows_of(b, key_head),
+        call.key.row,
+        call.keys,
+        call.width,
+        scratch.keys,
+        scratch.key_stride,
+    )
+    pack_rows[dtype](
+        call.value.rows_of(b, key_head),
+        call.value.row,
+        call.keys,
+        call.value_width,
+        scratch.values,
+        scratch.value_stride,
+        scratch.places,
+    )
+    for row in range(first, last, ROWS):
+        _rows_of_a_tile[dtype](call, scratch, b, h, row, min(ROWS, last - row))
+
+
+def _rows_of_a_tile[
+    dtype: DType
+](call: Attention[dtype], scratch: Scratch[dtype], b: Int, h: Int, row: Int, present: Int):
+    var queries = call.query.rows_of(b, h)
+    for i in range(ROWS):  # the last row again where there are fewer
+        _copy_units[dtype](
+            queries.unsafe_offset((row + min(i, present - 1)) * call.query.row),
+            call.width,
+            scratch.query.unsafe_offset(i * scratch.depth),
+        )
+    var keys = min(call.keys, row + present) if call.causal else call.keys
+    var padded = ceildiv(keys, WIDTH) * WIDTH
+    var places = units_of[dtype](keys)
+    _multiply[dtype](
+        scratch.query,
+        scratch.depth,
+        scratch.keys,
+        scratch.key_stride,
+        scratch.depth,
+        padded // WIDTH,
+        scratch.scores,
+    )
+    var factors = Array[Float32, ROWS](fill=0)
+    for i in range(present):
+        factors[i] = softmax_row[dtype](
+            scratch.scores.unsafe_offset(i * scratch.key_stride),
+            min(keys, row + i + 1) if call.causal else keys,
+            padded,
+            call.scale,
+            call.bias.row_of(b, h, row + i),
+            call.bias.present,
+            scratch.weights.unsafe_offset(i * scratch.places),
+        )
+    _multiply[dtype](
+        scratch.weights,
+        scratch.places,
+        scratch.values,
+        scratch.value_stride,
+        places,
+        scratch.value_stride // WIDTH,
+        scratch.result,
+    )
+    for i in range(present):
+        var target = call.output.rows_of(b, h).unsafe_offset((row + i) * call.output.row)
+        _store_scaled[dtype](
+            scratch.result.unsafe_offset(i * scratch.value_stride),
+            factors[i],
+            call.value_width,
+            target.unsafe_bitcast[Scalar[dtype]](),
+        )
+
+
+@always_inline
+def _copy_units[dtype: DType](row: BytePointer, columns: Int, target: UnitPointer):
+    var whole = columns * size_of[dtype]() // 4
+    var source = row.unsafe_bitcast[Int32]()
+    var u = 0
+    while u + WIDTH <= whole:
+        target.unsafe_store[alignment=4](u, source.unsafe_load[width=WIDTH, alignment=2](u))
+        u += WIDTH
+    while u < units_of[dtype](columns):
+        target[unsafe_offset=u] = unit_at[dtype](row, u, columns)
+        u += 1
+
+
+@always_inline
+def _store_scaled[
+    dtype: DType
+](
+    numbers: FloatPointer,
+    factor: Float32,
+    count: Int,
+    target: Pointer[Scalar[dtype], MutUntrackedOrigin],
+):
+    var c = 0
+    while c + WIDTH <= count:
+        var scaled = numbers.unsafe_load[width=WIDTH](c) * factor
+        target.unsafe_store[alignment=2](c, scaled.cast[dtype]())
+        c += WIDTH
+    while c < count:
+        target[unsafe_offset=c] = (numbers[unsafe_offset=c] * factor).cast[dtype]()
+        c += 1
+
+
+def _multiply[
+    dtype: DType
+](
+    a: UnitPointer,
+    a_stride: Int,
+    b: UnitPointer,
+    stride: Int,
+    depth: Int,
+    vectors: Int,
+    target: FloatPointer,
+):
+    """target = a (ROWS rows of ``depth`` units) times b (``depth`` rows of vectors); b's rows and
+    the target's have the same stride. In tiles of like widths: a narrow one would run slower."""
+    var tiles = ceildiv(vectors, VECTORS)
+    for tile in range(tiles):
+        var first = tile * vectors // tiles
+        comptime for width in range(1, VECTORS + 1):
+            if (tile + 1) * vectors // tiles - first == width:
+                _multiply_tile[dtype, width](a, a_stride, b, stride, depth, first, target)
+
+
+@always_inline
+def _multiply_tile[
+    dtype: DType, vectors: Int
+](
+    a: UnitPointer,
+    a_stride: Int,
+    b: UnitPointer,
+    stride: Int,
+    depth: Int,
+    first: Int,
+    target: FloatPointer,
+):
+    var sums = Array[Sums, ROWS * vectors](fill=Sums(0))
+    var right = b.unsafe_offset(first * WIDTH)
+    var left = Array[Int32, ROWS](uninitialized=True)
+    for u in range(depth):
+        comptime for i in range(ROWS):
+            left[i] = a[unsafe_offset=i * a_stride + u]
+        multiply_step[dtype, ROWS, vectors](sums, left, right)
+        right = right.unsafe_offset(stride)
+    comptime for i in range(ROWS):
+        comptime for j in range(vectors):
+            target.unsafe_store(i * stride + (first + j) * WIDTH, sums[i * vectors + j])

@@ -1,0 +1,25 @@
+"""What is done to an AOTAutograd graph before it is lowered: one pass a file, in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch.fx import GraphModule
+
+from torch_max_backend.passes.linear_gelu import fuse_linear_gelu
+from torch_max_backend.passes.nested_regions import inline_nested_regions
+
+PASSES: tuple[Callable[[GraphModule], None], ...] = (
+    inline_nested_regions,
+    fuse_linear_gelu,
+)
+
+
+def run_passes(gm: GraphModule) -> None:
+    """Changes the graph in place.
+
+    Raises:
+        MaxBackendError: see the passes.
+    """
+    for rewrite in PASSES:
+        rewrite(gm)

@@ -1,0 +1,77 @@
+"""gelu(x @ weight^T + bias) on CPU as one kernel: MAX's own GELU costs a twentieth of a ViT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.fx import GraphModule, Node
+
+from torch_max_backend.views import view_of
+
+aten = torch.ops.aten
+
+_library = torch.library.Library("torch_max_backend", "FRAGMENT")
+_library.define(
+    "linear_gelu(Tensor input, Tensor weight, Tensor bias, *, str approximate='none') -> Tensor"
+)
+_DTYPES = (torch.float32, torch.bfloat16)
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
+
+
+@torch.library.impl(_library, "linear_gelu", "CompositeExplicitAutograd")
+def linear_gelu(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, approximate: str = "none"
+) -> torch.Tensor:
+    """GELU of a linear layer over (M, K), (N, K), (N); eager answers of background mode call it."""
+    return F.gelu(F.linear(input, weight, bias), approximate=approximate)
+
+
+def fuse_linear_gelu(gm: GraphModule) -> None:
+    """Replaces linear layers whose one use is a GELU, reshaped or not in between."""
+    fused = False
+    for gelu in gm.graph.find_nodes(op="call_function", target=aten.gelu.default):
+        views, linear = _chain_above(gelu.args[0])
+        operands = _linear_operands(linear)
+        if operands is None:
+            continue
+        fused = True
+        with gm.graph.inserting_before(linear):
+            node = gm.graph.call_function(
+                torch.ops.torch_max_backend.linear_gelu.default, operands, dict(gelu.kwargs)
+            )
+        node.meta = dict(linear.meta)
+        linear.replace_all_uses_with(node)
+        gelu.replace_all_uses_with(views[0] if views else node)
+        gm.graph.erase_node(gelu)
+        gm.graph.erase_node(linear)
+    if fused:
+        gm.graph.eliminate_dead_code()
+        gm.recompile()
+
+
+def _chain_above(value: Any) -> tuple[list[Node], Node]:
+    """Reshapes that are used once, the last one first, and what they reshape."""
+    views = []
+    while value.target in _VIEWS and len(value.users) == 1:
+        views.append(value)
+        value = value.args[0]
+    return views, value
+
+
+def _linear_operands(node: Node) -> tuple[Any, ...] | None:
+    """Input, weight and bias of a linear layer on CPU that is used once."""
+    if node.target is not aten.addmm.default or node.kwargs or len(node.users) != 1:
+        return None
+    bias, input, mat2 = node.args
+    result = node.meta["val"]
+    weight = view_of(mat2)  # type: ignore[arg-type]
+    width = mat2.meta["val"].shape[0]  # type: ignore[union-attr]
+    turned = weight.strides == (1, width) and weight.offset == 0
+    if not turned or weight.base.meta["val"].ndim != 2 or bias.meta["val"].ndim != 1:  # type: ignore
+        return None
+    static = all(isinstance(n, int) and n > 0 for n in weight.sizes)
+    if result.device.type != "cpu" or result.dtype not in _DTYPES or not static:
+        return None
+    return input, weight.base, bias
