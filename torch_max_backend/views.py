@@ -77,20 +77,22 @@ def _same(view: View, node: Node) -> View:
 
 
 def _permute(view: View, node: Node) -> View:
-    order = [d % len(view.sizes) for d in node.args[1]]  # type: ignore[union-attr,operator]
+    dims: Any = node.args[1]
+    order = [d % len(view.sizes) for d in dims]
     return view.with_axes([view.sizes[d] for d in order], [view.strides[d] for d in order])
 
 
 def _transpose(view: View, node: Node) -> View:
     order = list(range(len(view.sizes)))
     if len(order) > 1:
-        a, b = (0, 1) if node.target is aten.t.default else node.args[1:3]
-        order[a], order[b] = order[b], order[a]  # type: ignore[index,call-overload]
+        axes: Any = (0, 1) if node.target is aten.t.default else node.args[1:3]
+        a, b = axes
+        order[a], order[b] = order[b], order[a]
     return view.with_axes([view.sizes[d] for d in order], [view.strides[d] for d in order])
 
 
 def _unsqueeze(view: View, node: Node) -> View:
-    axis = int(node.args[1]) % (len(view.sizes) + 1)  # type: ignore[arg-type]
+    axis = _argument(node, 1, "dim") % (len(view.sizes) + 1)
     sizes, strides = list(view.sizes), list(view.strides)
     sizes.insert(axis, 1)
     strides.insert(axis, 1)
@@ -98,8 +100,8 @@ def _unsqueeze(view: View, node: Node) -> View:
 
 
 def _squeeze(view: View, node: Node) -> View:
-    dims = node.args[1]
-    axes = {d % len(view.sizes) for d in ([dims] if isinstance(dims, int) else dims)}  # type: ignore
+    dims: Any = node.args[1]
+    axes = {d % len(view.sizes) for d in ([dims] if isinstance(dims, int) else dims)}
     keep = [i for i, n in enumerate(view.sizes) if i not in axes or expression(n) != 1]
     return view.with_axes([view.sizes[i] for i in keep], [view.strides[i] for i in keep])
 
@@ -145,10 +147,10 @@ def _slice(view: View, node: Node) -> View | None:
 
 
 def _split(view: View, node: Node) -> View | None:
-    split, index = node.args
-    axis = _argument(split, 2, "dim", 0)  # type: ignore[arg-type]
-    parts = split.args[1]  # type: ignore[union-attr]
-    counts = parts[:index] if isinstance(parts, list | tuple) else [parts] * index  # type: ignore
+    split: Any = node.args[0]
+    index: Any = node.args[1]
+    axis, parts = _argument(split, 2, "dim", 0), split.args[1]
+    counts = parts[:index] if isinstance(parts, list | tuple) else [parts] * index
     if not all(isinstance(n, int) for n in counts):
         return None
     skip = sum(counts) * view.strides[axis]
@@ -156,9 +158,9 @@ def _split(view: View, node: Node) -> View | None:
 
 
 def _unbind(view: View, node: Node) -> View:
-    unbind, index = node.args
-    axis = _argument(unbind, 1, "dim", 0) % len(view.sizes)  # type: ignore[arg-type]
-    return _without(view, axis, index)  # type: ignore[arg-type]
+    unbind: Any = node.args[0]
+    index: Any = node.args[1]
+    return _without(view, _argument(unbind, 1, "dim", 0) % len(view.sizes), index)
 
 
 def _reshape(view: View, node: Node) -> View | None:

@@ -28,6 +28,11 @@ class _ConstantEps:
     def eps(self, value: float | None) -> None:
         self._eps = None if value is None else repr(float(value))
 
+    def extra_repr(self) -> str:
+        affine = self.elementwise_affine  # type: ignore[attr-defined]
+        shape = self.normalized_shape  # type: ignore[attr-defined]
+        return f"{shape}, eps={self.eps}, elementwise_affine={affine}"
+
 
 class LayerNorm(_ConstantEps, nn.LayerNorm):  # type: ignore[misc]
     """`torch.nn.LayerNorm` with a constant ``eps``."""

@@ -301,3 +301,10 @@ def test_initial_weights(module, randomize):
     assert 0.03 < module.weight.abs().max() <= 0.04
     assert (module.bias == 0).all()
     initialization.zero_bias_if_present(nn.Linear(2, 2, bias=False))
+
+
+@pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
+@pytest.mark.parametrize("eps", [None, 1e-6])
+def test_a_norm_prints_its_settings(norm, eps):
+    ours = make_norm(8, norm, eps)
+    assert repr(ours).endswith(f"Norm((8,), eps={ours.eps}, elementwise_affine=True)")
