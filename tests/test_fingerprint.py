@@ -16,6 +16,7 @@ from torch.fx import Graph, GraphModule
 
 from tests.tracing import trace
 from torch_max_backend import MaxOptions, compilation, fingerprint, register_lowering, registry
+from torch_max_backend.cpu import cpu_features
 from torch_max_backend.fingerprint import graph_fingerprint, program_key
 
 ROOT = Path(__file__).parents[1]
@@ -387,7 +388,7 @@ def test_the_environment_names_the_releases():
     text = " ".join(fingerprint.environment())
     assert torch.__version__ in text
     assert importlib.metadata.version("max") in text
-    assert fingerprint.cpu_features() and fingerprint.cpu_features() in text
+    assert cpu_features() and cpu_features() in text
 
 
 def test_the_sources_count(tmp_path):

@@ -22,6 +22,14 @@ def fused(function, *args, dynamic=False):
     )
 
 
+@pytest.fixture(autouse=True, params=[True])
+def bfloat16_products(request, monkeypatch):
+    """Whether the processor is one that multiplies bfloat16."""
+    monkeypatch.setattr(
+        "torch_max_backend.passes.linear_gelu.multiplies_bfloat16", lambda: request.param
+    )
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_block_of_a_vit(dtype, dynamic):
@@ -70,3 +78,9 @@ def test_others_are_left_alone(why):
 def test_float64_is_left_alone():
     layer = nn.Sequential(nn.Linear(8, 4), nn.GELU()).double()
     assert not fused(layer, torch.randn(3, 8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("bfloat16_products", [False], indirect=True)
+def test_half_precision_is_left_alone_where_the_processor_lacks_it():
+    layer = nn.Sequential(nn.Linear(8, 4), nn.GELU()).bfloat16()
+    assert not fused(layer, torch.randn(3, 8, dtype=torch.bfloat16))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,11 @@ from tests.harness import FLOATS, Case, comparison, grouped, randn, short, strid
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 SIZES = {1: (11,), 2: (9, 11), 3: (5, 6, 7)}
+
+
+def _rows(embed: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Patches as the rows that a transformer takes."""
+    return lambda *args: embed(*args).flatten(2).transpose(1, 2)
 
 
 def convolutions() -> Iterator[Case]:
@@ -48,6 +53,8 @@ def convolutions() -> Iterator[Case]:
         yield Case(
             f"patch_embedding-{rank}d", partial(function, stride=kernel), patches, scale="tensor"
         )
+        rows = _rows(partial(function, stride=kernel))
+        yield Case(f"patch_rows-{rank}d", rows, patches, scale="tensor")
         one = [randn(2, 4, *SIZES[rank]), randn(5, 4, *([1] * rank))]
         yield Case(f"conv{rank}d-1x1", function, one, scale="tensor")
     for dtype in FLOATS:
@@ -62,6 +69,9 @@ def convolutions() -> Iterator[Case]:
         yield Case(
             f"patch_embedding-{short(dtype)}", partial(F.conv2d, stride=8), big, scale="tensor"
         )
+        rows = _rows(partial(F.conv2d, stride=8))
+        yield Case(f"patch_rows-{short(dtype)}", rows, big, scale="tensor")
+        yield Case(f"patch_rows-no_bias-{short(dtype)}", rows, big[:2], scale="tensor")
         up = [randn(2, 4, 5, 6).to(dtype), randn(4, 3, 2, 2).to(dtype)]
         yield Case(
             f"unpatch-{short(dtype)}", partial(F.conv_transpose2d, stride=2), up, scale="tensor"
@@ -120,6 +130,12 @@ def symbolic() -> Iterator[Case]:
         (
             "patch_embedding",
             partial(F.conv2d, stride=4),
+            [randn(2, 3, 16, 20), randn(8, 3, 4, 4), randn(8)],
+            (3, 3, 22, 13),
+        ),
+        (
+            "patch_rows",
+            _rows(partial(F.conv2d, stride=4)),
             [randn(2, 3, 16, 20), randn(8, 3, 4, 4), randn(8)],
             (3, 3, 22, 13),
         ),

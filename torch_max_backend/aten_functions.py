@@ -1012,6 +1012,14 @@ def torch_max_backend_linear_gelu(
     return matmul_ops.linear_gelu(input, weight, bias, approximate)
 
 
+@lowering(torch.ops.torch_max_backend.patch_embedding.default)
+def torch_max_backend_patch_embedding(
+    input: TensorValue, weight: TensorValue, bias: TensorValue | None
+) -> TensorValue:
+    """patch_embedding(Tensor input, Tensor weight, Tensor? bias) -> Tensor"""
+    return convolution_ops.patch_embedding(input, weight, bias)
+
+
 @lowering(torch.ops.torch_max_backend.rms_norm.default)
 def torch_max_backend_rms_norm(
     input: TensorValue,

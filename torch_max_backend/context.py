@@ -80,6 +80,11 @@ def expected_shape(index: int | None = None) -> list[Dim]:
     return [to_dim(size) for size in expected(index).shape]
 
 
+def patch_grid() -> list[Dim]:
+    """How many patches lie along each axis, left on the node by passes/patch_embedding.py."""
+    return [to_dim(size) for size in _node.get().meta["grid"]]
+
+
 @dataclass(frozen=True)
 class Strided:
     """An operand as it lies: number ``offset + sum(index * stride)`` of the dense ``base``."""

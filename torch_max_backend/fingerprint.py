@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import platform
-import re
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from torch.fx import GraphModule, Node
 
 from torch_max_backend import registry
 from torch_max_backend.context import real_tensors
+from torch_max_backend.cpu import cpu_features
 from torch_max_backend.options import MaxOptions
 
 _PACKAGE = Path(__file__).parent
@@ -79,17 +79,6 @@ def _accelerators() -> list[str]:
     if not count:
         return ["no accelerator"]
     return [f"{count} {accelerator_api()} {accelerator_architecture_name()}"]
-
-
-@cache
-def cpu_features() -> str:
-    """The instruction sets of this CPU, sorted (Linux), else its name."""
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", info, re.MULTILINE)
-    return " ".join(sorted(match.group(1).split())) if match else platform.processor()
 
 
 class _GraphWriter:

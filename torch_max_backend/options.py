@@ -23,8 +23,9 @@ class MaxOptions:
         compile: ``"lazy"`` compiles at the first call that needs the graph; ``"background"``
             answers calls with eager PyTorch until MAX is ready, then switches.
         cache: read and write the disk cache.
-        attention: ``"flash"`` lowers scaled_dot_product_attention to MAX's flash attention,
-            ``"composed"`` to matmul, softmax, matmul, of which MAX fuses what it recognises.
+        attention: ``"flash"`` lowers scaled_dot_product_attention to one kernel, ours on CPU and
+            MAX's on GPU, ``"composed"`` to matmul, softmax, matmul, of which MAX fuses what it
+            recognises.
 
     Raises:
         OptionError: a value is not one of the choices.

@@ -1,10 +1,11 @@
 """The product of a linear layer: output[m, n] = sum over k of a[m, k] * weight[n, k].
 
-The output is cut into pieces, a panel of columns by a block of rows each, and every worker takes
-as many pieces in a row. The weights of a panel are packed by the worker that meets it; a block of
-``a``, a panel and their sums stay in cache (Goto and van de Geijn, 2008).
+The output is cut into pieces, a panel of columns by some blocks of rows, which workers take as they
+get to them. Each packs the weights of its panel; they, a block of ``a`` and their sums stay in cache
+(Goto and van de Geijn, 2008).
 """
 
+from std.atomic import Atomic
 from std.math import ceildiv
 from std.memory.alloc import unsafe_alloc
 from std.runtime import parallelism_level
@@ -17,6 +18,8 @@ comptime PANEL = VECTORS * WIDTH
 """Columns of a panel."""
 comptime BLOCK_ROWS = 16 * ROWS
 """Rows of a block, at most."""
+comptime PIECE_BLOCKS = 4
+"""Blocks of a piece, at most."""
 comptime BLOCK_UNITS = 512
 """Units of the inner axis that are summed up at a time."""
 comptime Store = def[width: Int](Int, Int, SIMD[DType.float32, width]) -> None
@@ -59,49 +62,61 @@ def linear[dtype: DType, Epilogue: Store](product: Product[dtype], store: Epilog
 
         sync_parallelize(few, workers)
         return
+    var panels = ceildiv(product.columns, PANEL)
     var blocks = ceildiv(product.rows, BLOCK_ROWS)
     var height = ceildiv(ceildiv(product.rows, blocks), ROWS) * ROWS
-    var pieces = ceildiv(product.columns, PANEL) * blocks
+    # enough pieces for workers of unlike speed, few enough that packing a panel for each is little
+    var chunk = max(1, min(PIECE_BLOCKS, panels * blocks // (8 * workers))) * height
+    var pieces = panels * ceildiv(product.rows, chunk)
+    var taken = unsafe_alloc[Int64](1)
+    taken[] = 0
 
-    def work(worker: Int) {product, blocks, height, pieces, workers, imm store}:
-        _pieces[dtype](
-            product,
-            worker * pieces // workers,
-            (worker + 1) * pieces // workers,
-            blocks,
-            height,
-            store,
-        )
+    def work(worker: Int) {product, panels, height, chunk, pieces, taken, imm store}:
+        var units = units_of[dtype](product.depth)
+        var memory = unsafe_alloc[Int32]((units + BLOCK_ROWS) * PANEL, alignment=64)
+        var sums = memory.unsafe_offset(units * PANEL).unsafe_bitcast[Float32]()
+        while True:
+            var piece = Int(Atomic[Int64].fetch_add(taken, 1))
+            if piece >= pieces:
+                break
+            var row = piece // panels * chunk
+            _piece[dtype](
+                product,
+                piece % panels * PANEL,
+                row,
+                min(product.rows, row + chunk),
+                height,
+                memory,
+                sums,
+                store,
+            )
+        memory.unsafe_free()
 
     sync_parallelize(work, workers)
+    taken.unsafe_free()
 
 
-def _pieces[
+@always_inline
+def _piece[
     dtype: DType, Epilogue: Store
 ](
     product: Product[dtype],
+    column: Int,
     first: Int,
     last: Int,
-    blocks: Int,
     height: Int,
+    panel: UnitPointer,
+    sums: FloatPointer,
     store: Epilogue,
 ):
-    """Pieces first..last, counted down the rows of a panel, then panel by panel."""
-    var units = units_of[dtype](product.depth)
-    var memory = unsafe_alloc[Int32]((units + BLOCK_ROWS) * PANEL, alignment=64)
-    var sums = memory.unsafe_offset(units * PANEL).unsafe_bitcast[Float32]()
-    var packed = -1
-    for piece in range(first, last):
-        var column = piece // blocks * PANEL
-        var columns = min(PANEL, product.columns - column)
-        if column != packed:
-            pack_columns[dtype](
-                product.weight_row(column), product.row_bytes(), columns, product.depth, memory, PANEL
-            )
-            packed = column
-        var row = piece % blocks * height
-        var end = min(product.rows, row + height)
-        _block[dtype](product, memory, ceildiv(columns, WIDTH), sums, row, end)
+    """The panel from ``column`` on times rows first..last, in blocks of ``height``."""
+    var columns = min(PANEL, product.columns - column)
+    pack_columns[dtype](
+        product.weight_row(column), product.row_bytes(), columns, product.depth, panel, PANEL
+    )
+    for row in range(first, last, height):
+        var end = min(last, row + height)
+        _block[dtype](product, panel, ceildiv(columns, WIDTH), sums, row, end)
         for m in range(row, end):
             var line = sums.unsafe_offset((m - row) * PANEL)
             var n = 0
@@ -111,7 +126,6 @@ def _pieces[
             while n < columns:
                 store[1](m, column + n, line.unsafe_load[width=1](n))
                 n += 1
-    memory.unsafe_free()
 
 
 @always_inline

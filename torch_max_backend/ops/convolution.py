@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from max.graph import Dim, TensorValue, ops
 
-from torch_max_backend.context import expected_shape
+from torch_max_backend.context import expected_shape, patch_grid
 from torch_max_backend.dims import IntLike, static
 from torch_max_backend.ops.matmul import linear, matmul, widened
 from torch_max_backend.ops.shape import permute, reshape, slice_axis
@@ -35,7 +35,10 @@ def convolution(
     )
     patches = kernel == stride and not any(padding) and groups == 1 and set(dilation) == {1}
     if patches and not transposed:
-        return _patch_embedding(x, weight, bias, kernel)
+        grid = expected_shape()[2:]
+        out = patch_rows(x, weight, bias, grid)
+        out = reshape(out, [x.shape[0], *grid, weight.shape[0]])
+        return permute(out, [0, rank + 1, *range(1, rank + 1)])
     if patches and not any(output_padding):
         return _unpatch(x, weight, bias, kernel)
     if transposed:
@@ -43,13 +46,18 @@ def convolution(
     return _direct(x, weight, bias, stride, [(p, p) for p in padding], dilation, groups)
 
 
-def _patch_embedding(
-    x: TensorValue, weight: TensorValue, bias: TensorValue | None, kernel: Sequence[int]
+def patch_embedding(x: TensorValue, weight: TensorValue, bias: TensorValue | None) -> TensorValue:
+    """(N, C, *size) to (N, patches, O): one reshape and one matmul."""
+    return reshape(patch_rows(x, weight, bias, patch_grid()), expected_shape())
+
+
+def patch_rows(
+    x: TensorValue, weight: TensorValue, bias: TensorValue | None, grid: Sequence[Dim]
 ) -> TensorValue:
-    """Patches that do not overlap: one reshape and one matmul."""
+    """The embedding of every patch, (N * patches, O)."""
+    kernel = [int(k) for k in weight.shape[2:]]
     rank = len(kernel)
     batch, channels = x.shape[0], x.shape[1]
-    grid = expected_shape()[2:]
     for axis, (count, size) in enumerate(zip(grid, kernel, strict=True)):
         covered = count * size
         if covered != x.shape[axis + 2]:  # the rest of a floored division is dropped
@@ -61,17 +69,14 @@ def _patch_embedding(
     counts = [2 + 2 * i for i in range(rank)]
     x = permute(x, [0, *counts, 1, *[c + 1 for c in counts]])  # (N, h, w, C, kh, kw)
     features = int(channels) * math.prod(kernel)
-    out_channels = weight.shape[0]
     rows: IntLike = batch
     for count in grid:
         rows = rows * count
     x = reshape(x, [rows, features])
-    dtype = x.dtype
-    out = linear(x, reshape(weight, [out_channels, features]))
+    out = linear(x, reshape(weight, [weight.shape[0], features]))
     if bias is not None:
         out = out + widened(bias, out)
-    out = reshape(ops.cast(out, dtype), [batch, *grid, out_channels])
-    return permute(out, [0, rank + 1, *range(1, rank + 1)])
+    return ops.cast(out, x.dtype)
 
 
 def _unpatch(

@@ -9,18 +9,16 @@ from max.dtype import DType
 from max.graph import DeviceRef, TensorType, TensorValue, ops
 
 from torch_max_backend import context
+from torch_max_backend.cpu import multiplies_bfloat16
 from torch_max_backend.dims import dim_value, static
 from torch_max_backend.ops.shape import agree, broadcast, permute, reshape
-
-_TYPES = (DType.float32, DType.bfloat16)
-"""What the kernel computes in; float16 is made float32."""
 
 
 def takes(q: TensorValue, k: TensorValue, v: TensorValue) -> bool:
     """Whether the kernel serves these (B, H, L, E) operands: on CPU, not empty, not float64."""
     return (
         q.device.is_cpu()
-        and q.dtype in (*_TYPES, DType.float16)
+        and q.dtype != DType.float64
         and context.options().attention == "flash"
         and not any(static(d) == 0 for x in (q, k, v) for d in x.shape)
     )
@@ -37,7 +35,8 @@ def cpu_attention(
     """Attention of the node's first three arguments, given here as (B, H, L, E), (B, H_kv, S, E),
     (B, H_kv, S, F); a bool mask keeps where True, a float mask is added. Gives (B, H, L, F)."""
     host = DeviceRef.CPU()
-    dtype = q.dtype if q.dtype in _TYPES else DType.float32
+    half = q.dtype == DType.bfloat16 and multiplies_bfloat16()
+    dtype = q.dtype if half else DType.float32
     values: list[TensorValue] = []
     for place, x in enumerate((q, k, v)):
         values += _operand(place, x if x.dtype == dtype else ops.cast(x, dtype))

@@ -6,6 +6,7 @@ from max.dtype import DType
 from max.graph import TensorType, TensorValue, ops
 
 from torch_max_backend.context import strided_operand
+from torch_max_backend.cpu import multiplies_bfloat16
 from torch_max_backend.dims import static
 from torch_max_backend.ops.shape import agree, broadcast, slice_axis
 from torch_max_backend.promotion import accumulation_dtype
@@ -25,9 +26,10 @@ def linear(a: TensorValue, weight: TensorValue) -> TensorValue:
 
 
 def _takes_kernel(a: TensorValue, weight: TensorValue) -> bool:
+    half = a.dtype == DType.bfloat16 and multiplies_bfloat16()
     return (
         a.device.is_cpu()
-        and a.dtype in (DType.float32, DType.bfloat16)
+        and (a.dtype == DType.float32 or half)
         and not any(static(d) == 0 for d in (*a.shape, *weight.shape))
     )
 
@@ -117,7 +119,7 @@ def widened(bias: TensorValue, out: TensorValue) -> TensorValue:
 def linear_gelu(
     input: TensorValue, weight: TensorValue, bias: TensorValue, approximate: str
 ) -> TensorValue:
-    """gelu(input @ weight^T + bias) for (M, K), (N, K), (N), rounded once."""
+    """gelu(input @ weight^T + bias) for (M, K), (N, K), (N), rounded once; see passes."""
     name = "torch_max_backend.linear_gelu" + ("" if approximate == "none" else "_tanh")
     rows = input.shape[0]
     kind = TensorType(DType.float32, [rows, weight.shape[0]], input.device)

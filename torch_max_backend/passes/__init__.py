@@ -8,10 +8,12 @@ from torch.fx import GraphModule
 
 from torch_max_backend.passes.linear_gelu import fuse_linear_gelu
 from torch_max_backend.passes.nested_regions import inline_nested_regions
+from torch_max_backend.passes.patch_embedding import keep_patches_in_rows
 
 PASSES: tuple[Callable[[GraphModule], None], ...] = (
     inline_nested_regions,
     fuse_linear_gelu,
+    keep_patches_in_rows,
 )
 
 

@@ -5,27 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
+from torch_max_backend.cpu import multiplies_bfloat16
+from torch_max_backend.passes import operators  # noqa: F401  defines linear_gelu
 from torch_max_backend.views import view_of
 
 aten = torch.ops.aten
 
-_library = torch.library.Library("torch_max_backend", "FRAGMENT")
-_library.define(
-    "linear_gelu(Tensor input, Tensor weight, Tensor bias, *, str approximate='none') -> Tensor"
-)
-_DTYPES = (torch.float32, torch.bfloat16)
 _VIEWS = (aten.view.default, aten._unsafe_view.default)
-
-
-@torch.library.impl(_library, "linear_gelu", "CompositeExplicitAutograd")
-def linear_gelu(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, approximate: str = "none"
-) -> torch.Tensor:
-    """GELU of a linear layer over (M, K), (N, K), (N); eager answers of background mode call it."""
-    return F.gelu(F.linear(input, weight, bias), approximate=approximate)
 
 
 def fuse_linear_gelu(gm: GraphModule) -> None:
@@ -72,6 +60,9 @@ def _linear_operands(node: Node) -> tuple[Any, ...] | None:
     if not turned or weight.base.meta["val"].ndim != 2 or bias.meta["val"].ndim != 1:  # type: ignore
         return None
     static = all(isinstance(n, int) and n > 0 for n in weight.sizes)
-    if result.device.type != "cpu" or result.dtype not in _DTYPES or not static:
+    if result.device.type != "cpu" or not static:
+        return None
+    half = result.dtype == torch.bfloat16 and multiplies_bfloat16()
+    if result.dtype != torch.float32 and not half:
         return None
     return input, weight.base, bias

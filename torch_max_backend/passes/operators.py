@@ -1,0 +1,31 @@
+"""Operators that passes put in the place of several, with what they mean in eager PyTorch.
+
+Background mode answers with these while MAX compiles; lowered graphs never call them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_library = torch.library.Library("torch_max_backend", "FRAGMENT")
+_library.define(
+    "linear_gelu(Tensor input, Tensor weight, Tensor bias, *, str approximate='none') -> Tensor"
+)
+_library.define("patch_embedding(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
+
+
+@torch.library.impl(_library, "linear_gelu", "CompositeExplicitAutograd")
+def linear_gelu(
+    input: Tensor, weight: Tensor, bias: Tensor, *, approximate: str = "none"
+) -> Tensor:
+    """GELU of a linear layer over (M, K), (N, K), (N)."""
+    return F.gelu(F.linear(input, weight, bias), approximate=approximate)
+
+
+@torch.library.impl(_library, "patch_embedding", "CompositeExplicitAutograd")
+def patch_embedding(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(N, C, *size), (O, C, *patch), (O) to (N, patches, O) (Dosovitskiy et al., 2020)."""
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[input.ndim - 3]
+    return convolve(input, weight, bias, stride=weight.shape[2:]).flatten(2).transpose(1, 2)
