@@ -18,7 +18,7 @@ comptime PANEL = VECTORS * WIDTH
 """Columns of a panel."""
 comptime BLOCK_ROWS = 16 * ROWS
 """Rows of a block, at most."""
-comptime PIECE_BLOCKS = 4
+comptime PIECE_BLOCKS = 8
 """Blocks of a piece, at most."""
 comptime BLOCK_UNITS = 512
 """Units of the inner axis that are summed up at a time."""
@@ -66,7 +66,7 @@ def linear[dtype: DType, Epilogue: Store](product: Product[dtype], store: Epilog
     var blocks = ceildiv(product.rows, BLOCK_ROWS)
     var height = ceildiv(ceildiv(product.rows, blocks), ROWS) * ROWS
     # enough pieces for workers of unlike speed, few enough that packing a panel for each is little
-    var chunk = max(1, min(PIECE_BLOCKS, panels * blocks // (8 * workers))) * height
+    var chunk = max(1, min(PIECE_BLOCKS, panels * blocks // (4 * workers))) * height
     var pieces = panels * ceildiv(product.rows, chunk)
     var taken = unsafe_alloc[Int64](1)
     taken[] = 0
