@@ -314,7 +314,7 @@ def test_attention_by_option(program: Program) -> None:
             torch.testing.assert_close(program[kind](x), attend(x))
         (graph,) = program.graphs[kind]
         kernels = " ".join(map(str, graph.model.kernel_summaries))
-        assert ("custom__mo.composite" in kernels) == (kind == "flash")
+        assert ("custom__torch_max_backend.attention" in kernels) == (kind == "flash")
 
 
 def test_training_step(program: Program) -> None:
