@@ -32,10 +32,11 @@ def test_made_once(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
     assert kernel_library.kernel_library() == library
 
 
-def test_a_cache_that_cannot_be_written(own_cache: Path):
+def test_a_cache_that_cannot_be_written(own_cache: Path, caplog: pytest.LogCaptureFixture):
     own_cache.write_text("a file in the place of the folder")
     library = kernel_library.kernel_library()
     assert library.is_file() and own_cache not in library.parents
+    assert "cannot keep the kernels" in caplog.text
 
 
 def test_sources_that_mojo_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

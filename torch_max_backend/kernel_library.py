@@ -6,6 +6,7 @@ compilation on a machine, which takes 3 s, and kept beside the compile cache.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from functools import cache as memoize
@@ -18,6 +19,7 @@ from torch_max_backend import cache
 from torch_max_backend.errors import CompileError
 from torch_max_backend.fingerprint import sources_digest
 
+log = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent / "kernels"
 _NAME = "torch_max_backend_kernels.mojoc"
 
@@ -36,7 +38,8 @@ def kernel_library() -> Path:
         return library
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # as the compile cache: one that cannot be written costs time, not results
+    except OSError as error:  # as the compile cache: costs time, not results
+        log.warning("cannot keep the kernels in %s, made for one process: %s", folder, error)
         folder = Path(tempfile.mkdtemp(prefix="torch_max_backend_kernels_"))
         library = folder / _NAME
     _precompile(library)

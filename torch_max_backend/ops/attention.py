@@ -14,6 +14,7 @@ from max.graph import DeviceRef, Dim, TensorValue, ops
 from torch_max_backend import context
 from torch_max_backend.dims import IntLike, static
 from torch_max_backend.ops import cpu_attention
+from torch_max_backend.ops.cpu_attention import additive
 from torch_max_backend.ops.matmul import matmul
 from torch_max_backend.ops.normalization import softmax
 from torch_max_backend.ops.shape import (
@@ -162,22 +163,17 @@ def _bias(
     device = mask.device if mask is not None else DeviceRef.CPU()
     if mask is None:
         keep = reshape(diagonal_mask(scores[2], scores[3], 0, device), [1, 1, *scores[2:]])
-        return _additive(keep, dtype), None
+        return additive(keep, dtype), None
     if causal:
         lower = reshape(diagonal_mask(scores[2], scores[3], 0, device), [1, 1, *scores[2:]])
         if mask.dtype == DType.bool:
             mask = ops.logical_and(mask, lower)
         else:
-            mask = ops.cast(mask, dtype) + _additive(lower, dtype)
+            mask = ops.cast(mask, dtype) + additive(lower, dtype)
     if mask.dtype == DType.bool:
-        return _additive(mask, dtype), mask
+        return additive(mask, dtype), mask
     mask = ops.cast(mask, dtype)
     return mask, mask > ops.constant(-math.inf, dtype, device=device)
-
-
-def _additive(keep: TensorValue, dtype: DType) -> TensorValue:
-    zero, minus = (ops.constant(c, dtype, device=keep.device) for c in (0.0, -math.inf))
-    return ops.where(keep, zero, minus)
 
 
 def _zero_empty_rows(out: TensorValue, keeps: TensorValue | None) -> TensorValue:
@@ -203,7 +199,7 @@ def composed_attention(
     if mask is not None or causal:
         if mask is None:
             lower = diagonal_mask(scores.shape[2], scores.shape[3], 0, q.device)
-            bias = _additive(reshape(lower, [1, 1, *lower.shape]), wide)
+            bias = additive(reshape(lower, [1, 1, *lower.shape]), wide)
         else:
             bias, keeps = _bias(mask, causal, list(scores.shape), wide)
         scores = scores + bias

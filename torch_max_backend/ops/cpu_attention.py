@@ -67,7 +67,12 @@ def _operand(place: int, x: TensorValue) -> Sequence[TensorValue]:
 def _bias(mask: TensorValue, k: TensorValue) -> TensorValue:
     """The mask as float32 to be added, (B or 1, H or 1, L or 1, S)."""
     if mask.dtype == DType.bool:
-        zero, minus = (ops.constant(c, DType.float32, device=mask.device) for c in (0.0, -math.inf))
-        mask = ops.where(mask, zero, minus)
+        mask = additive(mask, DType.float32)
     mask = ops.cast(mask, DType.float32)
     return broadcast(mask, [*list(mask.shape)[:3], k.shape[2]])
+
+
+def additive(keep: TensorValue, dtype: DType) -> TensorValue:
+    """What is added to scores so that softmax keeps those where ``keep`` is True."""
+    zero, minus = (ops.constant(c, dtype, device=keep.device) for c in (0.0, -math.inf))
+    return ops.where(keep, zero, minus)
