@@ -128,8 +128,7 @@ def aten_addmv(
     self: TensorValue, mat: TensorValue, vec: TensorValue, *, beta: Scalar = 1, alpha: Scalar = 1
 ) -> TensorValue:
     """addmv(Tensor self, Tensor mat, Tensor vec, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
-    column = matmul_ops.addmm(ops.unsqueeze(self, -1), mat, ops.unsqueeze(vec, -1), beta, alpha)
-    return shape.drop_axes(column, [1])
+    return matmul_ops.addmv(self, mat, vec, beta, alpha)
 
 
 @lowering(aten.alias.default, aten.detach.default)
@@ -242,7 +241,7 @@ def _bool_only(node: torch.fx.Node) -> str | None:
 @lowering(aten.bmm.default)
 def aten_bmm(self: TensorValue, mat2: TensorValue) -> TensorValue:
     """bmm(Tensor self, Tensor mat2) -> Tensor"""
-    return matmul_ops.matmul(self, mat2)
+    return matmul_ops.mm(self, mat2)
 
 
 @lowering(aten.cat.default)
@@ -583,8 +582,7 @@ mul = pointwise((aten.mul.Scalar, aten.mul.Tensor), arithmetic.mul)
 @lowering(aten.mv.default)
 def aten_mv(self: TensorValue, vec: TensorValue) -> TensorValue:
     """mv(Tensor self, Tensor vec) -> Tensor"""
-    out = matmul_ops.matmul(self, shape.reshape(vec, [vec.shape[0], 1]))
-    return shape.drop_axes(out, [1])
+    return ops.cast(matmul_ops.mv(self, vec), self.dtype)
 
 
 @lowering(aten.native_dropout.default)

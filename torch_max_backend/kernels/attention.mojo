@@ -29,17 +29,17 @@ struct Operand(Copyable, ImplicitlyCopyable, Movable):
 
 
 @fieldwise_init
-struct Bias(Copyable, ImplicitlyCopyable, Movable):
+struct Bias[dtype: DType](Copyable, ImplicitlyCopyable, Movable):
     """A float32 (batch, heads, queries, keys) tensor to be added to the scaled scores: strides in
     numbers, 0 where it is broadcast; keys are dense."""
 
-    var data: FloatPointer
+    var data: SumPointer[Self.dtype]
     var present: Bool
     var batch: Int
     var head: Int
     var query: Int
 
-    def row_of(self, b: Int, h: Int, i: Int) -> FloatPointer:
+    def row_of(self, b: Int, h: Int, i: Int) -> SumPointer[Self.dtype]:
         return self.data.unsafe_offset(b * self.batch + h * self.head + i * self.query)
 
 
@@ -50,7 +50,7 @@ struct Attention[dtype: DType](Copyable, ImplicitlyCopyable, Movable):
     var query: Operand
     var key: Operand
     var value: Operand
-    var bias: Bias
+    var bias: Bias[Self.dtype]
     var output: Operand
     var batch: Int
     var heads: Int
@@ -59,7 +59,7 @@ struct Attention[dtype: DType](Copyable, ImplicitlyCopyable, Movable):
     var keys: Int
     var width: Int
     var value_width: Int
-    var scale: Float32
+    var scale: Scalar[SUM[Self.dtype]]
     var causal: Bool
 
 
@@ -67,24 +67,25 @@ struct Scratch[dtype: DType](Movable):
     """What a worker needs at a time: a head's keys and values packed, a tile of queries, their
     scores, weights and results."""
 
-    var keys: UnitPointer
-    var values: UnitPointer
-    var query: UnitPointer
-    var scores: FloatPointer
-    var weights: UnitPointer
-    var result: FloatPointer
+    var keys: UnitPointer[Self.dtype]
+    var values: UnitPointer[Self.dtype]
+    var query: UnitPointer[Self.dtype]
+    var scores: SumPointer[Self.dtype]
+    var weights: UnitPointer[Self.dtype]
+    var result: SumPointer[Self.dtype]
     var depth: Int
     var key_stride: Int
     var value_stride: Int
     var places: Int
 
     def __init__(out self, call: Attention[Self.dtype]):
+        comptime width = WIDTH[Self.dtype]
         self.depth = units_of[Self.dtype](call.width)
-        self.key_stride = ceildiv(call.keys, WIDTH) * WIDTH
-        self.value_stride = ceildiv(call.value_width, WIDTH) * WIDTH
+        self.key_stride = ceildiv(call.keys, width) * width
+        self.value_stride = ceildiv(call.value_width, width) * width
         self.places = units_of[Self.dtype](self.key_stride)
-        var query = ceildiv(ROWS * self.depth, WIDTH) * WIDTH
-        self.keys = unsafe_alloc[Int32](
+        var query = ceildiv(ROWS * self.depth, width) * width
+        self.keys = unsafe_alloc[Scalar[UNIT[Self.dtype]]](
             self.depth * self.key_stride
             + self.places * self.value_stride
             + query
@@ -94,9 +95,9 @@ struct Scratch[dtype: DType](Movable):
         self.values = self.keys.unsafe_offset(self.depth * self.key_stride)
         self.query = self.values.unsafe_offset(self.places * self.value_stride)
         var scores = self.query.unsafe_offset(query)
-        self.scores = scores.unsafe_bitcast[Float32]()
+        self.scores = scores.unsafe_bitcast[Scalar[SUM[Self.dtype]]]()
         self.weights = scores.unsafe_offset(ROWS * self.key_stride)
-        self.result = self.weights.unsafe_offset(ROWS * self.key_stride).unsafe_bitcast[Float32]()
+        self.result = self.weights.unsafe_offset(ROWS * self.key_stride).unsafe_bitcast[Scalar[SUM[Self.dtype]]]()
 
     def free(self):
         self.keys.unsafe_free()
@@ -160,6 +161,7 @@ def _rows_of_a_head[
 def _rows_of_a_tile[
     dtype: DType
 ](call: Attention[dtype], scratch: Scratch[dtype], b: Int, h: Int, row: Int, present: Int):
+    comptime width = WIDTH[dtype]
     var queries = call.query.rows_of(b, h)
     for i in range(ROWS):  # the last row again where there are fewer
         _copy_units[dtype](
@@ -168,7 +170,7 @@ def _rows_of_a_tile[
             scratch.query.unsafe_offset(i * scratch.depth),
         )
     var keys = min(call.keys, row + present) if call.causal else call.keys
-    var padded = ceildiv(keys, WIDTH) * WIDTH
+    var padded = ceildiv(keys, width) * width
     var places = units_of[dtype](keys)
     _multiply[dtype](
         scratch.query,
@@ -176,10 +178,10 @@ def _rows_of_a_tile[
         scratch.keys,
         scratch.key_stride,
         scratch.depth,
-        padded // WIDTH,
+        padded // width,
         scratch.scores,
     )
-    var factors = Array[Float32, ROWS](fill=0)
+    var factors = Array[Scalar[SUM[dtype]], ROWS](fill=0)
     for i in range(present):
         factors[i] = softmax_row[dtype](
             scratch.scores.unsafe_offset(i * scratch.key_stride),
@@ -196,7 +198,7 @@ def _rows_of_a_tile[
         scratch.values,
         scratch.value_stride,
         places,
-        scratch.value_stride // WIDTH,
+        scratch.value_stride // width,
         scratch.result,
     )
     for i in range(present):
@@ -210,13 +212,14 @@ def _rows_of_a_tile[
 
 
 @always_inline
-def _copy_units[dtype: DType](row: BytePointer, columns: Int, target: UnitPointer):
-    var whole = columns * size_of[dtype]() // 4
-    var source = row.unsafe_bitcast[Int32]()
+def _copy_units[dtype: DType](row: BytePointer, columns: Int, target: UnitPointer[dtype]):
+    comptime width = WIDTH[dtype]
+    var whole = columns * size_of[dtype]() // size_of[UNIT[dtype]]()
+    var source = row.unsafe_bitcast[Scalar[UNIT[dtype]]]()
     var u = 0
-    while u + WIDTH <= whole:
-        target.unsafe_store[alignment=4](u, source.unsafe_load[width=WIDTH, alignment=2](u))
-        u += WIDTH
+    while u + width <= whole:
+        target.unsafe_store[alignment=4](u, source.unsafe_load[width=width, alignment=2](u))
+        u += width
     while u < units_of[dtype](columns):
         target[unsafe_offset=u] = unit_at[dtype](row, u, columns)
         u += 1
@@ -226,16 +229,17 @@ def _copy_units[dtype: DType](row: BytePointer, columns: Int, target: UnitPointe
 def _store_scaled[
     dtype: DType
 ](
-    numbers: FloatPointer,
-    factor: Float32,
+    numbers: SumPointer[dtype],
+    factor: Scalar[SUM[dtype]],
     count: Int,
     target: Pointer[Scalar[dtype], MutUntrackedOrigin],
 ):
+    comptime width = WIDTH[dtype]
     var c = 0
-    while c + WIDTH <= count:
-        var scaled = numbers.unsafe_load[width=WIDTH](c) * factor
+    while c + width <= count:
+        var scaled = numbers.unsafe_load[width=width](c) * factor
         target.unsafe_store[alignment=2](c, scaled.cast[dtype]())
-        c += WIDTH
+        c += width
     while c < count:
         target[unsafe_offset=c] = (numbers[unsafe_offset=c] * factor).cast[dtype]()
         c += 1
@@ -244,13 +248,13 @@ def _store_scaled[
 def _multiply[
     dtype: DType
 ](
-    a: UnitPointer,
+    a: UnitPointer[dtype],
     a_stride: Int,
-    b: UnitPointer,
+    b: UnitPointer[dtype],
     stride: Int,
     depth: Int,
     vectors: Int,
-    target: FloatPointer,
+    target: SumPointer[dtype],
 ):
     """target = a (ROWS rows of ``depth`` units) times b (``depth`` rows of vectors); b's rows and
     the target's have the same stride. In tiles of like widths: a narrow one would run slower."""
@@ -266,17 +270,17 @@ def _multiply[
 def _multiply_tile[
     dtype: DType, vectors: Int
 ](
-    a: UnitPointer,
+    a: UnitPointer[dtype],
     a_stride: Int,
-    b: UnitPointer,
+    b: UnitPointer[dtype],
     stride: Int,
     depth: Int,
     first: Int,
-    target: FloatPointer,
+    target: SumPointer[dtype],
 ):
-    var sums = Array[Sums, ROWS * vectors](fill=Sums(0))
-    var right = b.unsafe_offset(first * WIDTH)
-    var left = Array[Int32, ROWS](uninitialized=True)
+    var sums = Array[Sums[dtype], ROWS * vectors](fill=Sums[dtype](0))
+    var right = b.unsafe_offset(first * WIDTH[dtype])
+    var left = Array[Scalar[UNIT[dtype]], ROWS](uninitialized=True)
     for u in range(depth):
         comptime for i in range(ROWS):
             left[i] = a[unsafe_offset=i * a_stride + u]
@@ -284,4 +288,4 @@ def _multiply_tile[
         right = right.unsafe_offset(stride)
     comptime for i in range(ROWS):
         comptime for j in range(vectors):
-            target.unsafe_store(i * stride + (first + j) * WIDTH, sums[i * vectors + j])
+            target.unsafe_store(i * stride + (first + j) * WIDTH[dtype], sums[i * vectors + j])

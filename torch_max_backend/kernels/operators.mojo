@@ -3,58 +3,64 @@
 from extensibility import InputTensor, OutputTensor, register
 from extensibility import _FusedOutputTensor as FusedOutputTensor
 from max.gpu.host import DeviceContext
+from std.memory import Pointer
 from std.sys import size_of
 from std.utils.index import IndexList
 from .attention import Attention, Bias, Operand, attention
+from .contraction import contract
+from .convolution import Axis, Convolution
 from .functions import gelu, gelu_tanh
-from .linear import Product, linear
-from .units import BytePointer, FloatPointer
+from .matmul import Product, matmul
+from .units import BytePointer, SUM, SumPointer
+
+
+@register("torch_max_backend.matmul")
+struct Matmul:
+    """(..., M, K) a and (..., K, N) b of one type to their product; a batch axis or none."""
+
+    @staticmethod
+    def execute[
+        target: StaticString
+    ](
+        output: FusedOutputTensor[...],
+        a: InputTensor[rank=output.rank, ...],
+        b: InputTensor[dtype=a.dtype, rank=output.rank, ...],
+        ctx: DeviceContext,
+    ) capturing raises:
+        _matmul[False](output, a, b)
 
 
 @register("torch_max_backend.linear")
 struct Linear:
-    """(M, K) a and (N, K) weight of one type to the (M, N) product in float32."""
+    """(..., M, K) a and (..., N, K) weight of one type to a @ weight^T; a batch axis or none."""
 
     @staticmethod
     def execute[
         target: StaticString
     ](
-        output: FusedOutputTensor[dtype=DType.float32, rank=2, ...],
-        a: InputTensor[rank=2, ...],
-        weight: InputTensor[dtype=a.dtype, rank=2, ...],
+        output: FusedOutputTensor[...],
+        a: InputTensor[rank=output.rank, ...],
+        weight: InputTensor[dtype=a.dtype, rank=output.rank, ...],
         ctx: DeviceContext,
     ) capturing raises:
-        @always_inline
-        def store[width: Int](m: Int, n: Int, v: SIMD[DType.float32, width]) {var output}:
-            output._lambda_store[width=width, element_alignment=1](
-                IndexList[output.rank](m, n), v.cast[output.dtype]()
-            )
-
-        linear[a.dtype](_product(a, weight), store)
+        _matmul[True](output, a, weight)
 
 
 @register("torch_max_backend.linear_gelu")
 struct LinearGelu:
-    """The activation of the product plus a bias (N); much faster here than fused by MAX."""
+    """The activation of a @ weight^T plus a bias (N); much faster here than fused by MAX."""
 
     @staticmethod
     def execute[
         target: StaticString
     ](
-        output: FusedOutputTensor[dtype=DType.float32, rank=2, ...],
+        output: FusedOutputTensor[rank=2, ...],
         a: InputTensor[rank=2, ...],
         weight: InputTensor[dtype=a.dtype, rank=2, ...],
         bias: InputTensor[dtype=a.dtype, rank=1, ...],
         ctx: DeviceContext,
     ) capturing raises:
-        @always_inline
-        def store[width: Int](m: Int, n: Int, v: SIMD[DType.float32, width]) {var output, var bias}:
-            var x = v + bias.load[width](IndexList[1](n)).cast[DType.float32]()
-            output._lambda_store[width=width, element_alignment=1](
-                IndexList[output.rank](m, n), gelu(x).cast[output.dtype]()
-            )
-
-        linear[a.dtype](_product(a, weight), store)
+        _linear_gelu[False](output, a, weight, bias)
 
 
 @register("torch_max_backend.linear_gelu_tanh")
@@ -65,20 +71,68 @@ struct LinearGeluTanh:
     def execute[
         target: StaticString
     ](
-        output: FusedOutputTensor[dtype=DType.float32, rank=2, ...],
+        output: FusedOutputTensor[rank=2, ...],
         a: InputTensor[rank=2, ...],
         weight: InputTensor[dtype=a.dtype, rank=2, ...],
         bias: InputTensor[dtype=a.dtype, rank=1, ...],
         ctx: DeviceContext,
     ) capturing raises:
-        @always_inline
-        def store[width: Int](m: Int, n: Int, v: SIMD[DType.float32, width]) {var output, var bias}:
-            var x = v + bias.load[width](IndexList[1](n)).cast[DType.float32]()
-            output._lambda_store[width=width, element_alignment=1](
-                IndexList[output.rank](m, n), gelu_tanh(x).cast[output.dtype]()
-            )
+        _linear_gelu[True](output, a, weight, bias)
 
-        linear[a.dtype](_product(a, weight), store)
+
+@register("torch_max_backend.convolution")
+struct Convolve:
+    """Channels-last (N, D, H, W, C) images and (O, kD, kH, kW, C / groups) filters of one type to
+    (N, D', H', W', O)."""
+
+    @staticmethod
+    def execute[
+        target: StaticString
+    ](
+        output: FusedOutputTensor[rank=5, ...],
+        images: InputTensor[rank=5, ...],
+        filters: InputTensor[dtype=images.dtype, rank=5, ...],
+        groups: Int64,
+        stride_d: Int64,
+        stride_h: Int64,
+        stride_w: Int64,
+        dilation_d: Int64,
+        dilation_h: Int64,
+        dilation_w: Int64,
+        padding_d: Int64,
+        padding_h: Int64,
+        padding_w: Int64,
+        ctx: DeviceContext,
+    ) capturing raises:
+        comptime dtype = images.dtype
+        var d = output.dim_size(1)
+        var h = output.dim_size(2)
+        var w = output.dim_size(3)
+        var columns = output.dim_size(4) // Int(groups)
+
+        @always_inline
+        def store[
+            width: Int
+        ](g: Int, m: Int, n: Int, v: SIMD[SUM[dtype], width]) {var output, d, h, w, columns}:
+            var place = IndexList[output.rank](
+                m // (d * h * w), m // (h * w) % d, m // w % h, m % w, g * columns + n
+            )
+            output._lambda_store[width=width, element_alignment=1](place, v.cast[output.dtype]())
+
+        contract[dtype](
+            Convolution[dtype](
+                _start[DType.uint8](images),
+                _start[DType.uint8](filters),
+                images.dim_size(0),
+                Int(groups),
+                filters.dim_size(4),
+                columns,
+                _axis[1](output, images, filters, stride_d, dilation_d, padding_d),
+                _axis[2](output, images, filters, stride_h, dilation_h, padding_h),
+                _axis[3](output, images, filters, stride_w, dilation_w, padding_w),
+            ),
+            store,
+        )
 
 
 @register("torch_max_backend.attention")
@@ -113,24 +167,17 @@ struct PlainAttention:
         causal: Int64,
         ctx: DeviceContext,
     ) raises:
-        var none = Bias(_bytes(query).unsafe_bitcast[Float32](), False, 0, 0, 0)
-        attention[output.dtype](
-            Attention[output.dtype](
-                _operand(query, q_offset, q_batch, q_head, q_row),
-                _operand(key, k_offset, k_batch, k_head, k_row),
-                _operand(value, v_offset, v_batch, v_head, v_row),
-                none,
-                _target(output),
-                output.dim_size(0),
-                output.dim_size(2),
-                Int(key_heads),
-                output.dim_size(1),
-                Int(keys),
-                Int(width),
-                output.dim_size(3),
-                scale,
-                causal != 0,
-            )
+        _attend(
+            output,
+            _operand(query, q_offset, q_batch, q_head, q_row),
+            _operand(key, k_offset, k_batch, k_head, k_row),
+            _operand(value, v_offset, v_batch, v_head, v_row),
+            Bias[output.dtype](_start[SUM[output.dtype]](query), False, 0, 0, 0),
+            Int(key_heads),
+            Int(keys),
+            Int(width),
+            scale,
+            causal != 0,
         )
 
 
@@ -168,59 +215,158 @@ struct MaskedAttention:
     ) raises:
         var row = bias.dim_size(3)
         var head = bias.dim_size(2) * row
-        var added = Bias(
-            _bytes(bias).unsafe_bitcast[Float32](),
+        var added = Bias[output.dtype](
+            _start[SUM[output.dtype]](bias),
             True,
             0 if bias.dim_size(0) == 1 else bias.dim_size(1) * head,
             0 if bias.dim_size(1) == 1 else head,
             0 if bias.dim_size(2) == 1 else row,
         )
-        attention[output.dtype](
-            Attention[output.dtype](
-                _operand(query, q_offset, q_batch, q_head, q_row),
-                _operand(key, k_offset, k_batch, k_head, k_row),
-                _operand(value, v_offset, v_batch, v_head, v_row),
-                added,
-                _target(output),
-                output.dim_size(0),
-                output.dim_size(2),
-                Int(key_heads),
-                output.dim_size(1),
-                Int(keys),
-                Int(width),
-                output.dim_size(3),
-                scale,
-                causal != 0,
-            )
+        _attend(
+            output,
+            _operand(query, q_offset, q_batch, q_head, q_row),
+            _operand(key, k_offset, k_batch, k_head, k_row),
+            _operand(value, v_offset, v_batch, v_head, v_row),
+            added,
+            Int(key_heads),
+            Int(keys),
+            Int(width),
+            scale,
+            causal != 0,
         )
 
 
 @always_inline
-def _product(
-    a: InputTensor[rank=2, ...], weight: InputTensor[dtype=a.dtype, rank=2, ...]
-) -> Product[a.dtype]:
-    return Product[a.dtype](
-        _bytes(a), _bytes(weight), a.dim_size(0), weight.dim_size(0), a.dim_size(1)
+def _matmul[
+    turned: Bool
+](
+    output: FusedOutputTensor[...],
+    a: InputTensor[...],
+    right: InputTensor[dtype=a.dtype, rank=a.rank, ...],
+) capturing:
+    @always_inline
+    def store[width: Int](b: Int, m: Int, n: Int, v: SIMD[SUM[a.dtype], width]) {var output}:
+        var place = IndexList[output.rank]()
+        comptime if output.rank == 3:
+            place[0] = b
+        place[output.rank - 2] = m
+        place[output.rank - 1] = n
+        output._lambda_store[width=width, element_alignment=1](place, v.cast[output.dtype]())
+
+    matmul[a.dtype](_product[turned](a, right), store)
+
+
+@always_inline
+def _linear_gelu[
+    tanh: Bool
+](
+    output: FusedOutputTensor[rank=2, ...],
+    a: InputTensor[rank=2, ...],
+    weight: InputTensor[dtype=a.dtype, rank=2, ...],
+    bias: InputTensor[dtype=a.dtype, rank=1, ...],
+) capturing:
+    @always_inline
+    def store[
+        width: Int
+    ](b: Int, m: Int, n: Int, v: SIMD[SUM[a.dtype], width]) {var output, var bias}:
+        var x = v.cast[DType.float32]() + bias.load[width](IndexList[1](n)).cast[DType.float32]()
+        comptime if tanh:
+            x = gelu_tanh(x)
+        else:
+            x = gelu(x)
+        output._lambda_store[width=width, element_alignment=1](
+            IndexList[output.rank](m, n), x.cast[output.dtype]()
+        )
+
+    matmul[a.dtype](_product[True](a, weight), store)
+
+
+@always_inline
+def _product[
+    turned: Bool
+](a: InputTensor[...], right: InputTensor[dtype=a.dtype, rank=a.rank, ...]) -> Product[
+    a.dtype, turned
+]:
+    comptime last = a.rank - 1
+    return Product[a.dtype, turned](
+        _start[DType.uint8](a),
+        _start[DType.uint8](right),
+        a.dim_size(0) if a.rank == 3 else 1,
+        a.dim_size(last - 1),
+        right.dim_size(last - 1 if turned else last),
+        a.dim_size(last),
     )
 
 
 @always_inline
-def _bytes(x: InputTensor) -> BytePointer:
+def _axis[
+    i: Int
+](
+    output: FusedOutputTensor[rank=5, ...],
+    images: InputTensor[rank=5, ...],
+    filters: InputTensor[rank=5, ...],
+    stride: Int64,
+    dilation: Int64,
+    padding: Int64,
+) -> Axis:
+    return Axis(
+        images.dim_size(i),
+        output.dim_size(i),
+        filters.dim_size(i),
+        Int(stride),
+        Int(dilation),
+        Int(padding),
+    )
+
+
+@always_inline
+def _attend(
+    output: OutputTensor[rank=4, ...],
+    query: Operand,
+    key: Operand,
+    value: Operand,
+    bias: Bias[output.dtype],
+    key_heads: Int,
+    keys: Int,
+    width: Int,
+    scale: Float32,
+    causal: Bool,
+):
+    attention[output.dtype](
+        Attention[output.dtype](
+            query,
+            key,
+            value,
+            bias,
+            _target(output),
+            output.dim_size(0),
+            output.dim_size(2),
+            key_heads,
+            output.dim_size(1),
+            keys,
+            width,
+            output.dim_size(3),
+            scale.cast[SUM[output.dtype]](),
+            causal,
+        )
+    )
+
+
+@always_inline
+def _start[dtype: DType](x: InputTensor[...]) -> Pointer[Scalar[dtype], MutUntrackedOrigin]:
     return (
         x.unsafe_ptr()
-        .unsafe_bitcast[UInt8]()
+        .unsafe_bitcast[Scalar[dtype]]()
         .unsafe_mut_cast[True]()
         .unsafe_origin_cast[MutUntrackedOrigin]()
     )
 
 
 @always_inline
-def _operand(
-    x: InputTensor, offset: Int64, batch: Int64, head: Int64, row: Int64
-) -> Operand:
+def _operand(x: InputTensor[...], offset: Int64, batch: Int64, head: Int64, row: Int64) -> Operand:
     comptime size = size_of[x.dtype]()
     return Operand(
-        _bytes(x).unsafe_offset(Int(offset) * size),
+        _start[DType.uint8](x).unsafe_offset(Int(offset) * size),
         Int(batch) * size,
         Int(head) * size,
         Int(row) * size,

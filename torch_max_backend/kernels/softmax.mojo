@@ -1,33 +1,32 @@
 """Softmax of a row of scores, in float32."""
 
 from .functions import exponential
-from .units import FloatPointer, Sums, UnitPointer, WIDTH
-
-comptime MINUS_INFINITY = Float32.MIN
-
+from .units import *
 
 def softmax_row[
     dtype: DType
 ](
-    scores: FloatPointer,
+    scores: SumPointer[dtype],
     keys: Int,
     padded: Int,
-    scale: Float32,
-    bias: FloatPointer,
+    scale: Scalar[SUM[dtype]],
+    bias: SumPointer[dtype],
     biased: Bool,
-    weights: UnitPointer,
-) -> Float32:
+    weights: UnitPointer[dtype],
+) -> Scalar[SUM[dtype]]:
     """Writes exp(scores * scale + bias - maximum) as ``dtype`` numbers and returns what they are to
     be multiplied by: 1 / their sum, 0 where no key is kept. Those from ``keys`` to ``padded`` are 0.
     """
+    comptime width = WIDTH[dtype]
+    comptime MINUS_INFINITY = Scalar[SUM[dtype]].MIN
     for j in range(keys, padded):
         scores[unsafe_offset=j] = MINUS_INFINITY
-    var top = Sums(MINUS_INFINITY)
-    for j in range(0, padded, WIDTH):
-        var x = scores.unsafe_load[width=WIDTH](j) * scale
+    var top = Sums[dtype](MINUS_INFINITY)
+    for j in range(0, padded, width):
+        var x = scores.unsafe_load[width=width](j) * scale
         if biased:
-            if j + WIDTH <= keys:
-                x += bias.unsafe_load[width=WIDTH, alignment=4](j)
+            if j + width <= keys:
+                x += bias.unsafe_load[width=width, alignment=4](j)
             else:
                 for i in range(keys - j):
                     x[i] += bias[unsafe_offset=j + i]
@@ -36,10 +35,11 @@ def softmax_row[
     var maximum = top.reduce_max()
     if maximum == MINUS_INFINITY:
         maximum = 0
-    var total = Sums(0)
+    var total = Sums[dtype](0)
     var target = weights.unsafe_bitcast[Scalar[dtype]]()
-    for j in range(0, padded, WIDTH):
-        var e = exponential(scores.unsafe_load[width=WIDTH](j) - maximum)
+    for j in range(0, padded, width):
+        var x = scores.unsafe_load[width=width](j) - maximum
+        var e = rebind[Sums[dtype]](exponential(rebind[SIMD[DType.float32, width]](x)))
         total += e
         target.unsafe_store(j, e.cast[dtype]())
     var sum = total.reduce_add()

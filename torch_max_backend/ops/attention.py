@@ -15,7 +15,7 @@ from torch_max_backend import context
 from torch_max_backend.dims import IntLike, static
 from torch_max_backend.ops import cpu_attention
 from torch_max_backend.ops.cpu_attention import additive
-from torch_max_backend.ops.matmul import matmul
+from torch_max_backend.ops.matmul import linear, matmul
 from torch_max_backend.ops.normalization import softmax
 from torch_max_backend.ops.shape import (
     agree,
@@ -194,7 +194,7 @@ def composed_attention(
 ) -> TensorValue:
     """Matmul, softmax, matmul: any dtype, mask and head width, in the accumulation dtype."""
     wide = accumulation_dtype(q.dtype)
-    scores = ops.cast(matmul(q, permute(k, [0, 1, 3, 2])), wide) * scale
+    scores = ops.cast(linear(q, k), wide) * scale
     keeps = None
     if mask is not None or causal:
         if mask is None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from max.graph import Dim, TensorValue, ops
+from max.dtype import DType
+from max.graph import Dim, TensorType, TensorValue, ops
 
 from torch_max_backend.context import expected_shape, patch_grid
-from torch_max_backend.dims import IntLike, static
-from torch_max_backend.ops.matmul import linear, matmul, widened
-from torch_max_backend.ops.shape import permute, reshape, slice_axis
+from torch_max_backend.dims import IntLike, dim_value, static
+from torch_max_backend.ops.matmul import linear, matmul, takes_bfloat16, widened
+from torch_max_backend.ops.shape import drop_axes, permute, reshape, slice_axis
 from torch_max_backend.promotion import accumulation_dtype
 
 
@@ -112,27 +113,53 @@ def _direct(
     dilation: Sequence[int],
     groups: int,
 ) -> TensorValue:
-    """MAX's direct convolution; one dimension is two with a height of 1."""
+    """Channels-last, by our kernel on CPU and MAX's on GPU; missing dimensions have a size of 1.
+
+    ``padding`` is what goes before and after each axis.
+    """
     rank = x.rank - 2
     dtype = x.dtype
     wide = accumulation_dtype(dtype)
-    x, weight = ops.cast(x, wide), ops.cast(weight, wide)
-    if rank == 1:
-        x = reshape(x, [x.shape[0], x.shape[1], 1, x.shape[2]])
-        weight = reshape(weight, [weight.shape[0], weight.shape[1], 1, weight.shape[2]])
-        stride, dilation, padding = [1, *stride], [1, *dilation], [(0, 0), *padding]
-    spatial = len(stride)
+    if not takes_bfloat16(x):
+        x, weight = ops.cast(x, wide), ops.cast(weight, wide)
+    spatial = 3 if x.device.is_cpu() else max(rank, 2)
+    missing = spatial - rank
+    ones = [1] * missing
+    stride, dilation = [*ones, *stride], [*ones, *dilation]
+    padding = [(0, 0)] * missing + list(padding)
+    x = reshape(x, [*list(x.shape)[:2], *ones, *list(x.shape)[2:]])
+    weight = reshape(weight, [*list(weight.shape)[:2], *ones, *list(weight.shape)[2:]])
     x = permute(x, [0, *range(2, spatial + 2), 1])
-    weight = permute(weight, [*range(2, spatial + 2), 1, 0])  # (k..., C / groups, O)
-    pads = tuple(p for pair in padding for p in pair)
-    run = ops.conv3d if spatial == 3 else ops.conv2d
-    out = run(x, weight, tuple(stride), tuple(dilation), pads, groups)
+    if x.device.is_cpu():
+        out = _cpu_convolution(x, weight, wide, stride, padding, dilation, groups)
+    else:
+        weight = permute(weight, [*range(2, spatial + 2), 1, 0])  # (k..., C / groups, O)
+        pads = tuple(p for pair in padding for p in pair)
+        run = ops.conv3d if spatial == 3 else ops.conv2d
+        out = run(x, weight, tuple(stride), tuple(dilation), pads, groups)
     out = permute(out, [0, spatial + 1, *range(1, spatial + 1)])
-    if rank == 1:
-        out = reshape(out, [out.shape[0], out.shape[1], out.shape[3]])
+    out = drop_axes(out, range(2, 2 + missing))
     if bias is not None:
         out = _add_bias(out, ops.cast(bias, wide))
     return ops.cast(out, dtype)
+
+
+def _cpu_convolution(
+    x: TensorValue,
+    weight: TensorValue,
+    dtype: DType,
+    stride: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+    groups: int,
+) -> TensorValue:
+    """(N, D, H, W, C) images and (O, C / groups, kD, kH, kW) filters."""
+    sizes = expected_shape()[2:]
+    sizes = [Dim(1)] * (3 - len(sizes)) + sizes
+    kind = TensorType(dtype, [x.shape[0], *sizes, weight.shape[0]], x.device)
+    numbers = [groups, *stride, *dilation, *(before for before, _ in padding)]
+    values = [x, permute(weight, [0, 2, 3, 4, 1]), *map(dim_value, numbers)]
+    return ops.custom("torch_max_backend.convolution", x.device, values, [kind])[0].tensor
 
 
 def _transposed(

@@ -9,8 +9,8 @@ from max.dtype import DType
 from max.graph import DeviceRef, TensorType, TensorValue, ops
 
 from torch_max_backend import context
-from torch_max_backend.cpu import multiplies_bfloat16
 from torch_max_backend.dims import dim_value, static
+from torch_max_backend.ops.matmul import takes_bfloat16
 from torch_max_backend.ops.shape import agree, broadcast, permute, reshape
 
 
@@ -35,8 +35,7 @@ def cpu_attention(
     """Attention of the node's first three arguments, given here as (B, H, L, E), (B, H_kv, S, E),
     (B, H_kv, S, F); a bool mask keeps where True, a float mask is added. Gives (B, H, L, F)."""
     host = DeviceRef.CPU()
-    half = q.dtype == DType.bfloat16 and multiplies_bfloat16()
-    dtype = q.dtype if half else DType.float32
+    dtype = q.dtype if takes_bfloat16(q) else DType.float32
     values: list[TensorValue] = []
     for place, x in enumerate((q, k, v)):
         values += _operand(place, x if x.dtype == dtype else ops.cast(x, dtype))

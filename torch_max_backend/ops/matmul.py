@@ -3,96 +3,104 @@
 from __future__ import annotations
 
 from max.dtype import DType
-from max.graph import TensorType, TensorValue, ops
+from max.graph import Dim, TensorType, TensorValue, ops
 
 from torch_max_backend.context import strided_operand
 from torch_max_backend.cpu import multiplies_bfloat16
 from torch_max_backend.dims import static
-from torch_max_backend.ops.shape import agree, broadcast, slice_axis
+from torch_max_backend.ops.shape import agree, broadcast, drop_axes, reshape
 from torch_max_backend.promotion import accumulation_dtype
-
-_VECTOR = 16
-"""float32 numbers in the widest vector register that MAX's CPU kernels use."""
 
 
 def linear(a: TensorValue, weight: TensorValue) -> TensorValue:
-    """a @ weight^T for (M, K) a and (N, K) weight, in the dtype it is summed up in: what follows
-    is computed in that and rounded once."""
-    if not _takes_kernel(a, weight):
-        return matmul(a, ops.transpose(weight, 0, 1))
-    kind = TensorType(DType.float32, [a.shape[0], weight.shape[0]], a.device)
-    weight = agree(weight, [weight.shape[0], a.shape[1]])
-    return ops.custom("torch_max_backend.linear", a.device, [a, weight], [kind])[0].tensor
-
-
-def _takes_kernel(a: TensorValue, weight: TensorValue) -> bool:
-    half = a.dtype == DType.bfloat16 and multiplies_bfloat16()
-    return (
-        a.device.is_cpu()
-        and (a.dtype == DType.float32 or half)
-        and not any(static(d) == 0 for d in (*a.shape, *weight.shape))
-    )
-
-
-def _product(a: TensorValue, b: TensorValue, place: int) -> TensorValue:
-    """a @ b for matrices, b being that argument of the node; summed up as in ``linear`` where b is
-    a transposed weight, which is then read as it lies."""
-    operand = strided_operand(place)
-    if operand is not None and operand.base.rank == 2 and operand.offset == 0:
-        weight = operand.base
-        rows, columns = weight.shape
-        turned = operand.strides == (1, columns) and [columns, rows] == list(b.shape)
-        if turned and _takes_kernel(a, weight):
-            return linear(a, weight)
-    return matmul(a, b)
+    """a @ weight^T for (..., M, K) a and (..., N, K) weight; see ``product``."""
+    return product(a, weight, turned=True)
 
 
 def matmul(a: TensorValue, b: TensorValue) -> TensorValue:
-    """a @ b for operands of one float dtype and rank >= 2; an empty contraction gives zeros."""
-    if static(a.shape[-1]) == 0 or any(static(d) == 0 for d in (*a.shape, *b.shape)):
-        zero = ops.constant(0, a.dtype, device=a.device)
-        return broadcast(zero, [*list(a.shape)[:-1], b.shape[-1]])
-    b = agree(b, [a.shape[-1], b.shape[-1]])
-    if not a.dtype.is_float():
-        return _integer_matmul(a, b)
-    if a.device.is_cpu() and _may_be_column(b):
-        return _matmul_column(a, b)
-    return ops.matmul(a, b)
+    """a @ b for (..., M, K) a and (..., K, N) b of one dtype, rounded once."""
+    return ops.cast(product(a, b, turned=False), a.dtype)
 
 
-def _may_be_column(b: TensorValue) -> bool:
-    """Whether MAX 26.6 may take its matrix-vector kernel for the CPU.
+def product(a: TensorValue, right: TensorValue, *, turned: bool) -> TensorValue:
+    """The product of matrices with equal leading axes and one dtype; ``turned`` as in ``linear``.
 
-    The kernel reads past the end (and crashes) where the contraction leaves a part of a vector.
+    On CPU in the dtype it is summed up in, so that what follows is computed in that and rounded
+    once. An empty contraction gives zeros.
     """
-    k = static(b.shape[-2])
-    ragged = k is None or k % _VECTOR != 0
-    one_matrix = all(static(d) in (1, None) for d in list(b.shape)[:-2])
-    return ragged and one_matrix and static(b.shape[-1]) in (1, None)
+    *lead, rows, depth = a.shape
+    columns = right.shape[-2 if turned else -1]
+    right = agree(right, [*lead, columns, depth] if turned else [*lead, depth, columns])
+    if any(static(d) == 0 for d in (*a.shape, *right.shape)):
+        zero = ops.constant(0, a.dtype, device=a.device)
+        return broadcast(zero, [*lead, rows, columns])
+    if a.dtype.is_float() and a.device.is_cpu():
+        return _cpu_product(a, right, turned)
+    b = ops.transpose(right, -2, -1) if turned else right
+    return ops.matmul(a, b) if a.dtype.is_float() else _integer_product(a, b)
 
 
-def _matmul_column(a: TensorValue, b: TensorValue) -> TensorValue:
-    if static(b.shape[-1]) == 1:
-        wide = accumulation_dtype(a.dtype)
-        row = ops.transpose(ops.cast(b, wide), -1, -2)
-        return ops.cast(ops.sum(ops.cast(a, wide) * row, -1), a.dtype)
-    columns = b.shape[-1]
-    zeros = broadcast(ops.constant(0, b.dtype, device=b.device), [*list(b.shape)[:-1], 2])
-    out = ops.matmul(a, ops.concat([b, zeros], -1))
-    return slice_axis(out, out.rank - 1, 0, columns, 1, columns)
+def _cpu_product(a: TensorValue, right: TensorValue, turned: bool) -> TensorValue:
+    """By our kernel, which knows one batch axis."""
+    sums = accumulation_dtype(a.dtype)
+    *lead, rows, _ = a.shape
+    columns = right.shape[-2 if turned else -1]
+    if len(lead) > 1:
+        a, right = (reshape(x, [-1, *list(x.shape)[-2:]]) for x in (a, right))
+    if not takes_bfloat16(a):
+        a, right = ops.cast(a, sums), ops.cast(right, sums)
+    kind = TensorType(sums, [*list(a.shape)[:-1], columns], a.device)
+    name = "torch_max_backend.linear" if turned else "torch_max_backend.matmul"
+    out = ops.custom(name, a.device, [a, right], [kind])[0].tensor
+    return reshape(out, [*lead, rows, columns]) if len(lead) > 1 else out
 
 
-def _integer_matmul(a: TensorValue, b: TensorValue) -> TensorValue:
-    """Integer products as a sum of outer products: MAX's kernels are for floats."""
+def takes_bfloat16(x: TensorValue) -> bool:
+    """Whether our kernels read this bfloat16 value as it is; else they get float32."""
+    return x.dtype == DType.bfloat16 and x.device.is_cpu() and multiplies_bfloat16()
+
+
+def _integer_product(a: TensorValue, b: TensorValue) -> TensorValue:
+    """As a sum of outer products: MAX's kernels are for floats."""
     left = ops.unsqueeze(ops.cast(a, DType.int64), -1)
     right = ops.unsqueeze(ops.cast(b, DType.int64), -3)
     product = ops.sum(left * right, -2)
     return ops.cast(ops.squeeze(product, -2), a.dtype)
 
 
+def _operand_product(a: TensorValue, b: TensorValue, place: int) -> TensorValue:
+    """a @ b, b being that argument of the node: a transposed weight, as a linear layer's, is read
+    as it lies."""
+    operand = strided_operand(place)
+    if operand is not None and operand.offset == 0:
+        *lead, depth, columns = b.shape
+        weight = operand.base
+        strides = (*_strides_of_lead(weight), 1, depth)
+        if [*lead, columns, depth] == list(weight.shape) and operand.strides == strides:
+            return linear(a, weight)
+    return product(a, b, turned=False)
+
+
+def _strides_of_lead(x: TensorValue) -> list[Dim]:
+    """The strides of the axes before the last two."""
+    sizes = list(x.shape)
+    strides: list[Dim] = []
+    step = sizes[-1] * sizes[-2]
+    for size in reversed(sizes[:-2]):
+        strides.insert(0, step)
+        step = step * size
+    return strides
+
+
 def mm(a: TensorValue, b: TensorValue) -> TensorValue:
-    """a @ b for matrices, the node's two arguments."""
-    return ops.cast(_product(a, b, 1), a.dtype)
+    """a @ b for the node's two arguments, matrices with or without a batch axis."""
+    return ops.cast(_operand_product(a, b, 1), a.dtype)
+
+
+def mv(a: TensorValue, vector: TensorValue) -> TensorValue:
+    """a @ vector, in the dtype it is summed up in."""
+    row = linear(ops.unsqueeze(vector, 0), a)
+    return drop_axes(row, [0])
 
 
 def addmm(
@@ -102,13 +110,23 @@ def addmm(
 
     Half precision is rounded once, after the sum.
     """
-    out = _product(a, b, 2)
+    return ops.cast(_scaled_sum(bias, _operand_product(a, b, 2), beta, alpha), a.dtype)
+
+
+def addmv(
+    bias: TensorValue, a: TensorValue, vector: TensorValue, beta: float, alpha: float
+) -> TensorValue:
+    """beta * bias + alpha * (a @ vector), as ``addmm``."""
+    return ops.cast(_scaled_sum(bias, mv(a, vector), beta, alpha), a.dtype)
+
+
+def _scaled_sum(bias: TensorValue, out: TensorValue, beta: float, alpha: float) -> TensorValue:
     if alpha != 1:
         out = out * alpha
     if beta != 0:
         bias = widened(bias, out)
         out = out + (bias if beta == 1 else bias * beta)
-    return ops.cast(out, a.dtype)
+    return out
 
 
 def widened(bias: TensorValue, out: TensorValue) -> TensorValue:

@@ -1,0 +1,211 @@
+"""Sums of products: output[b, m, n] = sum over s and k of left[b, m, s, k] * right[b, n, s, k].
+
+The output is cut into pieces, a panel of columns by some blocks of rows, which workers take as they
+get to them. Each packs the right operand of its panel; it, a block of the left one and their sums
+stay in cache (Goto and van de Geijn, 2008). Rows of the left operand need not follow each other:
+each of their segments is found through a table (the indirect convolution of Dukhan, 2019).
+"""
+
+from std.atomic import Atomic
+from std.math import ceildiv
+from std.memory import Pointer
+from std.memory.alloc import unsafe_alloc
+from std.runtime import parallelism_level
+from std.sys import size_of
+from max.algorithm import sync_parallelize
+from .units import *
+
+comptime PANEL[dtype: DType] = VECTORS * WIDTH[dtype]
+"""Columns of a panel."""
+comptime BLOCK_ROWS = 16 * ROWS
+"""Rows of a block, at most."""
+comptime PIECE_BLOCKS = 8
+"""Blocks of a piece, at most."""
+comptime BLOCK_UNITS = 512
+"""Units of the inner axes that are summed up at a time."""
+comptime Store[dtype: DType] = def[width: Int](Int, Int, Int, SIMD[SUM[dtype], width]) -> None
+"""Takes the results from (batch, row, column) on; what is fused into the product happens there."""
+comptime Table = Pointer[BytePointer, MutUntrackedOrigin]
+"""Where the segments of rows start, a row after the other."""
+
+
+@fieldwise_init
+struct Extents(Copyable, ImplicitlyCopyable, Movable):
+    """The sizes of a contraction; ``depth`` is what a segment holds, in numbers."""
+
+    var batch: Int
+    var rows: Int
+    var columns: Int
+    var segments: Int
+    var depth: Int
+
+
+trait Operands(Copyable, ImplicitlyCopyable, Movable):
+    """Where a contraction finds its numbers."""
+
+    def extents(self) -> Extents:
+        ...
+
+    def left(self, b: Int, first: Int, last: Int, zeros: BytePointer, table: Table):
+        """Fills in the segments of rows first..last; ``zeros`` is one that holds nothing else."""
+        ...
+
+    def pack(self, b: Int, column: Int, columns: Int, panel: BytePointer):
+        """Writes columns of the right operand in the order in which tiles read them: units of
+        (segment, depth) as rows of PANEL columns, filled up with zeros to whole vectors."""
+        ...
+
+
+def contract[
+    dtype: DType, Source: Operands, Epilogue: Store[dtype]
+](source: Source, store: Epilogue):
+    """Computes all of it, in parallel, and hands each number to ``store`` once."""
+    var workers = parallelism_level()
+    var size = source.extents()
+    if size.rows == 0:
+        return
+    var panels = ceildiv(size.columns, PANEL[dtype])
+    var blocks = ceildiv(size.rows, BLOCK_ROWS)
+    var height = ceildiv(ceildiv(size.rows, blocks), ROWS) * ROWS
+    # enough pieces for workers of unlike speed, few enough that packing a panel for each is little
+    var wanted = size.batch * panels * blocks // (4 * workers)
+    var chunk = max(1, min(PIECE_BLOCKS, wanted)) * height
+    var chunks = ceildiv(size.rows, chunk)
+    var pieces = size.batch * chunks * panels
+    var taken = unsafe_alloc[Int64](1)
+    taken[] = 0
+
+    def work(worker: Int) {source, size, panels, height, chunk, chunks, pieces, taken, imm store}:
+        var scratch = Scratch[dtype](size)
+        while True:
+            var piece = Int(Atomic[Int64].fetch_add(taken, 1))
+            if piece >= pieces:
+                break
+            var row = piece // panels % chunks * chunk
+            _piece[dtype](
+                source,
+                scratch,
+                piece // panels // chunks,
+                piece % panels * PANEL[dtype],
+                row,
+                min(size.rows, row + chunk),
+                height,
+                store,
+            )
+        scratch.free()
+
+    sync_parallelize(work, workers)
+    taken.unsafe_free()
+
+
+struct Scratch[dtype: DType](Movable):
+    """What a worker needs at a time: a packed panel, the sums and the table of a block, zeros."""
+
+    var size: Extents
+    var units: Int
+    var panel: UnitPointer[Self.dtype]
+    var sums: SumPointer[Self.dtype]
+    var zeros: BytePointer
+    var table: Table
+
+    def __init__(out self, size: Extents):
+        comptime Unit = Scalar[UNIT[Self.dtype]]
+        self.size = size
+        self.units = units_of[Self.dtype](size.depth)
+        var packed = self.units * size.segments * PANEL[Self.dtype]
+        var sums = BLOCK_ROWS * PANEL[Self.dtype]
+        self.panel = unsafe_alloc[Unit](packed + sums + self.units, alignment=64)
+        self.sums = self.panel.unsafe_offset(packed).unsafe_bitcast[Scalar[SUM[Self.dtype]]]()
+        var zeros = self.panel.unsafe_offset(packed + sums)
+        for u in range(self.units):
+            zeros[unsafe_offset=u] = 0
+        self.zeros = zeros.unsafe_bitcast[UInt8]()
+        self.table = unsafe_alloc[BytePointer](BLOCK_ROWS * size.segments)
+
+    def free(self):
+        self.panel.unsafe_free()
+        self.table.unsafe_free()
+
+
+@always_inline
+def _piece[
+    dtype: DType, Source: Operands, Epilogue: Store[dtype]
+](
+    source: Source,
+    scratch: Scratch[dtype],
+    b: Int,
+    column: Int,
+    first: Int,
+    last: Int,
+    height: Int,
+    store: Epilogue,
+):
+    """The panel from ``column`` on times rows first..last, in blocks of ``height``."""
+    comptime width = WIDTH[dtype]
+    var columns = min(PANEL[dtype], scratch.size.columns - column)
+    source.pack(b, column, columns, scratch.panel.unsafe_bitcast[UInt8]())
+    for row in range(first, last, height):
+        var end = min(last, row + height)
+        source.left(b, row, end, scratch.zeros, scratch.table)
+        _block[dtype](scratch, ceildiv(columns, width), end - row)
+        for m in range(end - row):
+            var line = scratch.sums.unsafe_offset(m * PANEL[dtype])
+            var n = 0
+            while n + width <= columns:
+                store[width](b, row + m, column + n, line.unsafe_load[width=width](n))
+                n += width
+            while n < columns:
+                store[1](b, row + m, column + n, line.unsafe_load[width=1](n))
+                n += 1
+
+
+def _block[dtype: DType](scratch: Scratch[dtype], vectors: Int, rows: Int):
+    """The rows of the table times the panel."""
+    var together = max(1, BLOCK_UNITS // max(1, scratch.units))  # segments
+    comptime for present in range(1, VECTORS + 1):
+        if vectors == present:
+            for segment in range(0, scratch.size.segments, together):
+                for start in range(0, max(1, scratch.units), BLOCK_UNITS):
+                    for m in range(0, rows, ROWS):
+                        _tile[dtype, present](scratch, m, rows, segment, together, start)
+
+
+@always_inline
+def _tile[
+    dtype: DType, vectors: Int
+](scratch: Scratch[dtype], m: Int, rows: Int, segment: Int, together: Int, start: Int):
+    """ROWS rows times the panel over some segments or BLOCK_UNITS units of one; adds to what was
+    summed up before."""
+    comptime width = WIDTH[dtype]
+    comptime stride = PANEL[dtype]
+    comptime Unit = Scalar[UNIT[dtype]]
+    var segments = scratch.size.segments
+    var whole = scratch.size.depth * size_of[dtype]() // size_of[Unit]()
+    var end = min(scratch.units, start + BLOCK_UNITS)
+    var lines = Array[Table, ROWS](uninitialized=True)
+    comptime for i in range(ROWS):  # the last row again where there are fewer
+        lines[i] = scratch.table.unsafe_offset(min(m + i, rows - 1) * segments)
+    var sums = Array[Sums[dtype], ROWS * vectors](fill=Sums[dtype](0))
+    var left = Array[Unit, ROWS](uninitialized=True)
+    var numbers = Array[UnitPointer[dtype], ROWS](uninitialized=True)
+    for s in range(segment, min(segments, segment + together)):
+        comptime for i in range(ROWS):
+            numbers[i] = lines[i][unsafe_offset=s].unsafe_bitcast[Unit]()
+        var right = scratch.panel.unsafe_offset((s * scratch.units + start) * stride)
+        for u in range(start, min(whole, end)):
+            comptime for i in range(ROWS):
+                left[i] = numbers[i].unsafe_load[alignment=2](u)
+            multiply_step[dtype, ROWS, vectors](sums, left, right)
+            right = right.unsafe_offset(stride)
+        if whole < end:
+            comptime for i in range(ROWS):
+                var row = numbers[i].unsafe_bitcast[UInt8]()
+                left[i] = unit_at[dtype](row, whole, scratch.size.depth)
+            multiply_step[dtype, ROWS, vectors](sums, left, right)
+    var target = scratch.sums.unsafe_offset(m * stride)
+    comptime for i in range(ROWS):
+        comptime for j in range(vectors):
+            var place = i * stride + j * width
+            if segment + start > 0:
+                sums[i * vectors + j] += target.unsafe_load[width=width](place)
+            target.unsafe_store(place, sums[i * vectors + j])

@@ -1,0 +1,108 @@
+"""Products of matrices: sum over k of a[b, m, k] * right[b, n, k] or of a[b, m, k] * right[b, k, n].
+"""
+
+from std.math import ceildiv
+from std.runtime import parallelism_level
+from std.sys import size_of
+from max.algorithm import sync_parallelize
+from .contraction import Extents, Operands, PANEL, Store, Table, contract
+from .packing import pack_columns, pack_rows
+from .units import *
+
+
+@fieldwise_init
+struct Product[dtype: DType, turned: Bool](Operands):
+    """Dense operands: (batch, rows, depth) and, if turned, as the weights of a linear layer,
+    (batch, columns, depth), else (batch, depth, columns)."""
+
+    var a: BytePointer
+    var right: BytePointer
+    var batch: Int
+    var rows: Int
+    var columns: Int
+    var depth: Int
+
+    def extents(self) -> Extents:
+        return Extents(self.batch, self.rows, self.columns, 1, self.depth)
+
+    def row(self, b: Int, m: Int) -> BytePointer:
+        return self.a.unsafe_offset((b * self.rows + m) * self.depth * size_of[Self.dtype]())
+
+    def left(self, b: Int, first: Int, last: Int, zeros: BytePointer, table: Table):
+        for m in range(first, last):
+            table[unsafe_offset=m - first] = self.row(b, m)
+
+    def column(self, b: Int, n: Int) -> BytePointer:
+        """Where the numbers of column n of the right operand start."""
+        var start = b * self.columns * self.depth + n * (self.depth if Self.turned else 1)
+        return self.right.unsafe_offset(start * size_of[Self.dtype]())
+
+    def pack(self, b: Int, column: Int, columns: Int, panel: BytePointer):
+        comptime size = size_of[Self.dtype]()
+        comptime stride = PANEL[Self.dtype]
+        var source = self.column(b, column)
+        var target = panel.unsafe_bitcast[Scalar[UNIT[Self.dtype]]]()
+        comptime if Self.turned:
+            pack_columns[Self.dtype](source, self.depth * size, columns, self.depth, target, stride)
+        else:
+            var units = units_of[Self.dtype](self.depth)
+            pack_rows[Self.dtype](
+                source, self.columns * size, self.depth, columns, target, stride, units
+            )
+
+
+def matmul[
+    dtype: DType, turned: Bool, Epilogue: Store[dtype]
+](product: Product[dtype, turned], store: Epilogue):
+    """Computes all of it, in parallel, and hands each number to ``store`` once."""
+    comptime if turned:
+        if product.rows < ROWS:
+            _few_rows[dtype](product, store)
+            return
+    contract[dtype](product, store)
+
+
+def _few_rows[
+    dtype: DType, turned: Bool, Epilogue: Store[dtype]
+](product: Product[dtype, turned], store: Epilogue):
+    """As dot products: packing would cost more than it gains."""
+    var workers = parallelism_level()
+    var share = ceildiv(product.columns, workers)
+
+    def work(worker: Int) {product, share, imm store}:
+        var first = worker * share
+        var last = min(product.columns, first + share)
+        for b in range(product.batch):
+            comptime for rows in range(1, ROWS):
+                if product.rows == rows:
+                    _dot_products[dtype, rows](product, b, first, last, store)
+
+    sync_parallelize(work, workers)
+
+
+def _dot_products[
+    dtype: DType, rows: Int, Epilogue: Store[dtype]
+](product: Product[dtype, _], b: Int, first: Int, last: Int, store: Epilogue):
+    """Columns first..last."""
+    comptime width = WIDTH[dtype]
+    comptime Unit = Scalar[UNIT[dtype]]
+    var units = product.depth * size_of[dtype]() // size_of[Unit]()
+    for n in range(first, last):
+        var right = product.column(b, n)
+        var sums = Array[Sums[dtype], rows](fill=Sums[dtype](0))
+        var u = 0
+        while u + width <= units:
+            var unit = right.unsafe_bitcast[Unit]().unsafe_load[width=width, alignment=2](u)
+            comptime for m in range(rows):
+                var left = product.row(b, m).unsafe_bitcast[Unit]()
+                sums[m] = multiply_add[dtype](
+                    sums[m], left.unsafe_load[width=width, alignment=2](u), unit
+                )
+            u += width
+        comptime for m in range(rows):
+            var left = product.row(b, m).unsafe_bitcast[Scalar[dtype]]()
+            var total = sums[m].reduce_add()
+            for k in range(u * size_of[Unit]() // size_of[dtype](), product.depth):
+                var number = right.unsafe_bitcast[Scalar[dtype]]()[unsafe_offset=k]
+                total += left[unsafe_offset=k].cast[SUM[dtype]]() * number.cast[SUM[dtype]]()
+            store[1](b, m, n, SIMD[SUM[dtype], 1](total))
