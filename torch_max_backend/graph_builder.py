@@ -182,7 +182,9 @@ class _Builder:
         tensor = getattr(self.gm, str(node.target))
         with real_tensors():
             array = tensor.detach().cpu().contiguous()
-            return ops.constant(array, to_max(tensor.dtype), device=to_device_ref(tensor.device))
+            # a folded constant of a device that this machine lacks is on the host
+            device = node.meta["val"].device if "val" in node.meta else tensor.device
+            return ops.constant(array, to_max(tensor.dtype), device=to_device_ref(device))
 
     def _call(self, node: Node) -> Any:
         if node.target is operator.getitem:

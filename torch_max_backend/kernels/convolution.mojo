@@ -12,7 +12,8 @@ from .units import *
 
 @fieldwise_init
 struct Axis(Copyable, ImplicitlyCopyable, Movable):
-    """One axis of the images and of the filter."""
+    """One axis of the images and of the filter; ``spacing`` is 1 but for transposed convolutions,
+    whose inputs lie that far apart."""
 
     var input: Int
     var output: Int
@@ -20,10 +21,13 @@ struct Axis(Copyable, ImplicitlyCopyable, Movable):
     var stride: Int
     var dilation: Int
     var padding: Int
+    var spacing: Int
 
     def place(self, pixel: Int, tap: Int) -> Int:
         """The pixel of the input that a tap of an output's pixel sees, or -1."""
         var place = pixel * self.stride + tap * self.dilation - self.padding
+        if self.spacing > 1 and place >= 0:
+            place = place // self.spacing if place % self.spacing == 0 else -1
         return place if place < self.input else -1
 
 

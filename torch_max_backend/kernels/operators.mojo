@@ -102,6 +102,9 @@ struct Convolve:
         padding_d: Int64,
         padding_h: Int64,
         padding_w: Int64,
+        spacing_d: Int64,
+        spacing_h: Int64,
+        spacing_w: Int64,
         ctx: DeviceContext,
     ) capturing raises:
         comptime dtype = images.dtype
@@ -127,9 +130,9 @@ struct Convolve:
                 Int(groups),
                 filters.dim_size(4),
                 columns,
-                _axis[1](output, images, filters, stride_d, dilation_d, padding_d),
-                _axis[2](output, images, filters, stride_h, dilation_h, padding_h),
-                _axis[3](output, images, filters, stride_w, dilation_w, padding_w),
+                _axis[1](output, images, filters, stride_d, dilation_d, padding_d, spacing_d),
+                _axis[2](output, images, filters, stride_h, dilation_h, padding_h, spacing_h),
+                _axis[3](output, images, filters, stride_w, dilation_w, padding_w, spacing_w),
             ),
             store,
         )
@@ -308,6 +311,7 @@ def _axis[
     stride: Int64,
     dilation: Int64,
     padding: Int64,
+    spacing: Int64,
 ) -> Axis:
     return Axis(
         images.dim_size(i),
@@ -316,6 +320,7 @@ def _axis[
         Int(stride),
         Int(dilation),
         Int(padding),
+        Int(spacing),
     )
 
 

@@ -112,10 +112,12 @@ def _direct(
     padding: Sequence[tuple[int, int]],
     dilation: Sequence[int],
     groups: int,
+    spacing: Sequence[int] | None = None,
 ) -> TensorValue:
     """Channels-last, by our kernel on CPU and MAX's on GPU; missing dimensions have a size of 1.
 
-    ``padding`` is what goes before and after each axis.
+    ``padding`` is what goes before and after each axis. On CPU inputs may lie ``spacing`` apart,
+    with zeros between.
     """
     rank = x.rank - 2
     dtype = x.dtype
@@ -127,11 +129,12 @@ def _direct(
     ones = [1] * missing
     stride, dilation = [*ones, *stride], [*ones, *dilation]
     padding = [(0, 0)] * missing + list(padding)
+    spacing = [*ones, *(spacing or [1] * rank)]
     x = reshape(x, [*list(x.shape)[:2], *ones, *list(x.shape)[2:]])
     weight = reshape(weight, [*list(weight.shape)[:2], *ones, *list(weight.shape)[2:]])
     x = permute(x, [0, *range(2, spatial + 2), 1])
     if x.device.is_cpu():
-        out = _cpu_convolution(x, weight, wide, stride, padding, dilation, groups)
+        out = _cpu_convolution(x, weight, wide, stride, padding, dilation, groups, spacing)
     else:
         weight = permute(weight, [*range(2, spatial + 2), 1, 0])  # (k..., C / groups, O)
         pads = tuple(p for pair in padding for p in pair)
@@ -152,12 +155,13 @@ def _cpu_convolution(
     padding: Sequence[tuple[int, int]],
     dilation: Sequence[int],
     groups: int,
+    spacing: Sequence[int],
 ) -> TensorValue:
     """(N, D, H, W, C) images and (O, C / groups, kD, kH, kW) filters."""
     sizes = expected_shape()[2:]
     sizes = [Dim(1)] * (3 - len(sizes)) + sizes
     kind = TensorType(dtype, [x.shape[0], *sizes, weight.shape[0]], x.device)
-    numbers = [groups, *stride, *dilation, *(before for before, _ in padding)]
+    numbers = [groups, *stride, *dilation, *(before for before, _ in padding), *spacing]
     values = [x, permute(weight, [0, 2, 3, 4, 1]), *map(dim_value, numbers)]
     return ops.custom("torch_max_backend.convolution", x.device, values, [kind])[0].tensor
 
@@ -172,9 +176,18 @@ def _transposed(
     output_padding: Sequence[int],
     groups: int,
 ) -> TensorValue:
-    """The gradient of a convolution: zeros between the samples, then the flipped kernel."""
+    """The gradient of a convolution."""
     rank = x.rank - 2
     kernel = [int(k) for k in list(weight.shape)[2:]]
+    in_channels, per_group = int(weight.shape[0]), int(weight.shape[1])
+    # (C, O / groups, k...) -> (O, C / groups, k...)
+    weight = reshape(weight, [groups, in_channels // groups, per_group, *kernel])
+    weight = permute(weight, [0, 2, 1, *range(3, rank + 3)])
+    weight = reshape(weight, [groups * per_group, in_channels // groups, *kernel])
+    if x.device.is_cpu():
+        back = [-d for d in dilation]
+        shift = [(-p, 0) for p in padding]
+        return _direct(x, weight, bias, [1] * rank, shift, back, groups, spacing=stride)
     for i in range(rank):
         x = _insert_zeros(x, 2 + i, stride[i])
     pads = []
@@ -183,13 +196,7 @@ def _transposed(
         before, after = reach - padding[i], reach - padding[i] + output_padding[i]
         x, before, after = _crop(x, 2 + i, before, after)
         pads.append((before, after))
-    in_channels, per_group = int(weight.shape[0]), int(weight.shape[1])
-    # (C, O / groups, k...) -> (O, C / groups, k...), flipped
-    weight = reshape(weight, [groups, in_channels // groups, per_group, *kernel])
-    weight = permute(weight, [0, 2, 1, *range(3, rank + 3)])
-    weight = reshape(weight, [groups * per_group, in_channels // groups, *kernel])
-    weight = _flip(weight, range(2, rank + 2))
-    return _direct(x, weight, bias, [1] * rank, pads, dilation, groups)
+    return _direct(x, _flip(weight, range(2, rank + 2)), bias, [1] * rank, pads, dilation, groups)
 
 
 def _flip(x: TensorValue, axes: Sequence[int]) -> TensorValue:

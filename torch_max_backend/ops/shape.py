@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 from max.dtype import DType
 from max.graph import DeviceRef, Dim, StaticDim, TensorValue, ops
 
@@ -12,6 +13,8 @@ from torch_max_backend.dims import IntLike, dim_value, static, symbol_for
 from torch_max_backend.promotion import as_tensor
 
 _NO_LIMIT = 1 << 62
+_LARGEST_CONSTANT = 1 << 20
+"""Elements of a constant: MAX would compute it while compiling, by compiling kernels for that."""
 
 
 def normalize_dim(dim: int, rank: int) -> int:
@@ -238,6 +241,9 @@ def flip(x: TensorValue, dims: Sequence[int]) -> TensorValue:
 
 def diagonal_mask(rows: Dim, columns: Dim, diagonal: int, device) -> TensorValue:
     """Bool (rows, columns): True where column - row <= diagonal, the lower triangle."""
+    height, width = static(rows), static(columns)
+    if height is not None and width is not None and height * width <= _LARGEST_CONSTANT:
+        return ops.constant(np.tri(height, width, diagonal, bool), DType.bool, device=device)
     i = iota(rows, device).reshape([rows, 1])
     j = iota(columns, device).reshape([1, columns])
     return j - i <= ops.constant(diagonal, DType.int64, device=device)
@@ -245,6 +251,9 @@ def diagonal_mask(rows: Dim, columns: Dim, diagonal: int, device) -> TensorValue
 
 def iota(size: IntLike, device) -> TensorValue:
     """int64 0, 1, ..., size - 1."""
+    count = static(size)
+    if count is not None and count <= _LARGEST_CONSTANT:
+        return ops.constant(np.arange(count), DType.int64, device=device)
     values = ops.range(
         dim_value(0),
         dim_value(size),
