@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import cases, compare, environment, plots, results
+from benchmarks import block_ops, cases, compare, environment, plots, results, startup
 from benchmarks.cases import Case
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.results import Row
@@ -129,6 +129,50 @@ def test_flops_are_those_of_the_formula():
     block = tokens * width * (4 * width + 2 * ffn) + 2 * tokens * tokens * width
     patches = 196 * (3 * 16 * 16) * width
     assert cases.flops(Case("vit-ti", 2, 224, "float32")) == 2 * 2 * (12 * block + patches)
+
+
+def test_the_operations_of_a_block_are_the_block():
+    norm, qkv, attention, out, up, down, block = block_ops.operations(2, 24, 96, 3, torch.float32)
+    assert sum(o.flops * o.count for o in (norm, qkv, attention, out, up, down)) == block.flops
+    (x,) = block.inputs
+    y = attention.function(qkv.function(norm.function(x, *norm.inputs[1:]), *qkv.inputs[1:]))
+    x = out.function(x, y, *out.inputs[2:])
+    y = up.function(norm.function(x, *norm.inputs[1:]), *up.inputs[1:])
+    x = down.function(x, y, *down.inputs[2:])
+    torch.testing.assert_close(block.function(*block.inputs), x)
+
+
+def test_table_of_a_block():
+    found = block_ops.operations(2, 24, 96, 3, torch.float32)
+    eager = {o.name: 0.002 for o in found} | {"block": 0.016}
+    ours = {o.name: 0.001 for o in found} | {"block": 0.008}
+    lines = block_ops.table(found, eager, ours).splitlines()
+    assert len(lines) == 2 + 6 + 2
+    assert lines[2].split()[-4:] == ["4.00", "2.00", "2.00", "25%"]
+    assert "14.00" in lines[-2] and "88%" in lines[-2]
+    assert "16.00" in lines[-1] and "100%" in lines[-1]
+
+
+def test_startup(monkeypatch, capsys):
+    asked = []
+
+    def measure(model, contestant, environment):
+        asked.append((contestant, environment["TORCH_MAX_BACKEND_CACHE_DIR"]))
+        parts = dict.fromkeys(startup.PHASES, 0.1) if contestant == "max" else {}
+        return {"import torch": 1.0, "first result": float(len(asked)), **parts}
+
+    monkeypatch.setattr(startup, "_in_a_process", measure)
+    assert startup.main(["--rounds", "2"]) == 0
+    assert [name for name, _ in asked] == [n for n in startup.CONTESTANTS for _ in range(3)]
+    assert len({folder for name, folder in asked if name == "max"}) == 1
+    lines = capsys.readouterr().out.splitlines()
+    (first,) = [line.split() for line in lines if line.startswith("first result")]
+    assert first[2:] == ["2.50", "5.50", "8.50", "11.50"]  # the first of three is not counted
+    (rest,) = [line.split() for line in lines if line.startswith("Dynamo")]
+    assert rest[-1] == "2.00"
+    asked.clear()
+    assert startup.main(["--rounds", "2", "--cold"]) == 0
+    assert len(set(asked)) == len(asked) == 8
 
 
 def test_environment_is_json():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -119,15 +120,40 @@ def layouts() -> Iterator[Case]:
         q, k, v = x.unflatten(-1, (3, 3, 16)).permute(2, 0, 3, 1, 4).unbind(0)
         return attend(q, k, v).transpose(1, 2).reshape(2, 7, 48)
 
-    def by_hand(q, k, v):
-        return ((q * 0.25) @ k.mT).softmax(-1) @ v
-
     yield Case("heads_last", from_heads_last, heads_last)
     yield Case("packed", from_packed, [randn(2, 7, 144)])
     yield Case("packed-bfloat16", from_packed, [randn(2, 7, 144, dtype=torch.bfloat16)])
-    yield Case("by_hand", by_hand, qkv(2, 3))
     yield Case("transposed_inputs", attend, [x.transpose(1, 2) for x in heads_last])
     yield Case("sliced_inputs", attend, [x[:, 1:, ::2, 4:12] for x in qkv(2, 3, l=8, s=12)])
+
+
+def written() -> Iterator[Case]:
+    """softmax(q @ k^T * scale + mask) @ v; see passes/written_attention.py."""
+
+    def by_hand(q, k, v, mask=None):
+        scores = (q * 0.25) @ k.mT
+        return (scores if mask is None else scores + mask).softmax(-1) @ v
+
+    def from_packed(x, mask):
+        q, k, v = x.unflatten(-1, (3, 3, 16)).permute(2, 0, 3, 1, 4).unbind(0)
+        return by_hand(q, k, v, mask).transpose(1, 2).reshape(2, 7, 48)
+
+    minus = torch.where(randn(1, 1, 7, 9, dtype=torch.bool), 0.0, -math.inf)
+    minus[..., 3, :] = -math.inf  # no key: NaN, as softmax gives
+    for dtype in FLOATS:
+        inputs = qkv(2, 3, dtype=dtype)
+        yield Case(f"written-{short(dtype)}", by_hand, inputs)
+        yield Case(f"written-mask-{short(dtype)}", by_hand, [*inputs, minus.to(dtype)])
+    lowest = torch.full((2, 1, 7, 9), torch.finfo(torch.float32).min)
+    yield Case("written-lowest", by_hand, [*qkv(2, 3), lowest])
+    yield Case("written-packed", from_packed, [randn(2, 7, 144), randn(3, 7, 7)])
+    yield Case(
+        "written-dynamic",
+        by_hand,
+        [*qkv(2, 3), randn(7, 9)],
+        dynamic=True,
+        others=[[*qkv(4, 5, l=12, s=3), randn(12, 3)]],
+    )
 
 
 def symbolic() -> Iterator[Case]:
@@ -155,7 +181,7 @@ def symbolic() -> Iterator[Case]:
 CASES = grouped(
     [
         Case(**{**case.__dict__, "scale": "tensor"})
-        for case in [*dtypes(), *variations(), *layouts(), *symbolic()]
+        for case in [*dtypes(), *variations(), *layouts(), *written(), *symbolic()]
     ],
     6,
 )

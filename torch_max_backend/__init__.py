@@ -9,13 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch_max_backend.accelerators import get_accelerators
+    from torch_max_backend.aot.exporting import Export, export
+    from torch_max_backend.aot.loaded import (
+        InferenceResult,
+        MaxCompiledModel,
+        load,
+        load_metadata_from_package,
+    )
     from torch_max_backend.compiler import max_backend
     from torch_max_backend.errors import (
         CompileError,
+        ExportError,
         InputError,
         LoweringError,
         MaxBackendError,
         OptionError,
+        PackageError,
         RegistrationError,
         UnsupportedOpsError,
     )
@@ -26,31 +35,47 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _EXPORTS = {
     "CompileError": "errors",
+    "Export": "aot.exporting",
+    "ExportError": "errors",
+    "InferenceResult": "aot.loaded",
     "InputError": "errors",
     "LoweringError": "errors",
     "MAPPING_TORCH_ATEN_TO_MAX": "registry",
     "MaxBackendError": "errors",
+    "MaxCompiledModel": "aot.loaded",
     "MaxOptions": "options",
     "OptionError": "errors",
+    "PackageError": "errors",
     "RegistrationError": "errors",
     "UnsupportedOpsError": "errors",
+    "export": "aot.exporting",
     "generic_sizes": "sizes",
     "get_accelerators": "accelerators",
+    "load": "aot.loaded",
+    "load_metadata_from_package": "aot.loaded",
     "max_backend": "compiler",
     "register_lowering": "registry",
 }
 __all__ = [
     "MAPPING_TORCH_ATEN_TO_MAX",
     "CompileError",
+    "Export",
+    "ExportError",
+    "InferenceResult",
     "InputError",
     "LoweringError",
     "MaxBackendError",
+    "MaxCompiledModel",
     "MaxOptions",
     "OptionError",
+    "PackageError",
     "RegistrationError",
     "UnsupportedOpsError",
+    "export",
     "generic_sizes",
     "get_accelerators",
+    "load",
+    "load_metadata_from_package",
     "max_backend",
     "register_lowering",
 ]

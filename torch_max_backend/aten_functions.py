@@ -1028,3 +1028,15 @@ def torch_max_backend_rms_norm(
     """rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, float eps) -> Tensor"""
     out = normalization.rms_norm(input, normalized_shape, weight, eps)
     return arithmetic.cast_value(out, to_max(expected().dtype))
+
+
+@lowering(torch.ops.torch_max_backend.softmax_attention.default)
+def torch_max_backend_softmax_attention(
+    query: TensorValue,
+    key: TensorValue,
+    value: TensorValue,
+    mask: TensorValue | None,
+    scale: float,
+) -> TensorValue:
+    """softmax_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor"""
+    return attention_ops.softmax_attention(query, key, value, mask, scale)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache as memoize
 from pathlib import Path
+from typing import Any
 
 from max import engine
 from max.engine import InferenceSession, Model
@@ -198,6 +199,48 @@ class Program:
         return True
 
 
+@mlir_context()
+def compile_ahead(gm: GraphModule, options: MaxOptions) -> bytes:
+    """MAX's executable of one graph, from the disk cache where that has it; nothing is loaded.
+
+    Raises:
+        UnsupportedOpsError, LoweringError: see graph_builder.
+        CompileError: MAX refused the graph.
+    """
+    check_supported(gm)
+    graph = _Pending("export", gm, graph_fingerprint(gm, options), options)
+    key = program_key([graph.key])
+    entry = cache.load(key) if options.cache else None
+    if entry is not None:
+        return entry.executable
+    module = Module()
+    build_graph(gm, module, "g0", options)
+    try:
+        executable = _executable(session().compile(module, custom_extensions=[kernel_library()]))
+    except Exception as error:
+        raise _refused(graph, error) from error
+    if options.cache:
+        cache.store(key, executable, [0], [graph.key])
+    return executable
+
+
+def load_ahead(executable: bytes) -> Model:
+    """The model of an executable that ``compile_ahead`` made.
+
+    Raises:
+        Exception: whatever MAX has against it.
+    """
+    (model,) = session().init_all(engine.read(io.BytesIO(executable))).values()
+    return model
+
+
+def _executable(compiled: Any) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "program.mef"
+        compiled.export_mef(path)
+        return path.read_bytes()
+
+
 def _compile_module(module: Module, graphs: Sequence[_Pending]) -> bytes | None:
     """Compiles and loads; returns the executable, or None when MAX refuses one of several graphs.
 
@@ -218,10 +261,7 @@ def _compile_module(module: Module, graphs: Sequence[_Pending]) -> bytes | None:
     for graph, model in zip(graphs, models, strict=True):
         graph.model = model
         _log_kernels(graph.name, model)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "program.mef"
-        compiled.export_mef(path)
-        return path.read_bytes()
+    return _executable(compiled)
 
 
 def _bisect(graphs: Sequence[_Pending]) -> None:

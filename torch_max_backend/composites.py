@@ -282,6 +282,7 @@ _REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
     torch.nn.functional.interpolate: interpolate,
     torch.nn.functional.rms_norm: rms_norm,
     torch.rms_norm: rms_norm,
+    torch.ops.aten.rms_norm.default: rms_norm,
 }
 
 

@@ -30,6 +30,46 @@ class RegistrationError(MaxBackendError):
     """A lowering was registered for a wrong key or with a signature that its schema forbids."""
 
 
+class PackageError(MaxBackendError):
+    """Base class of what can be wrong with an exported package and with calls of it."""
+
+
+class ExportError(PackageError):
+    """A model cannot be exported as asked; nothing was written."""
+
+
+class PackageNotFoundError(PackageError, FileNotFoundError):
+    """There is no file of that name, or its weights beside it are missing."""
+
+
+class NotAPackageError(PackageError):
+    """The file is something else, or holds no model of that name."""
+
+
+class DamagedPackageError(PackageError):
+    """The file is cut short, altered or contradicts itself."""
+
+
+class PackageVersionError(PackageError):
+    """The package was made by versions that this installation cannot run."""
+
+
+class PackageDeviceError(PackageError):
+    """The package was made for another kind of device."""
+
+
+class PackageCpuError(PackageError):
+    """The package holds instructions that this processor lacks."""
+
+
+class PackageInputError(PackageError, InputError):
+    """A loaded model was called with inputs of a wrong number, rank, dtype, device or shape."""
+
+
+class ConstantsError(PackageError, ValueError):
+    """New weights do not fit: unknown, missing or mis-shaped names, all of them listed."""
+
+
 @dataclass(frozen=True)
 class UnsupportedOp:
     """One operator of a graph that has no lowering, or whose lowering refuses this use of it.

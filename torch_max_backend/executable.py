@@ -64,7 +64,8 @@ class CompiledGraph:
 
     Args:
         name: for logs and profiles.
-        gm: the graph; kept until it is compiled, and for eager answers in background mode.
+        gm: the graph; kept until it is compiled, and for eager answers in background mode. None
+            where it is compiled already.
         signature: how arguments and results are bound.
         weights: positions of arguments that stay the same from call to call (parameters, buffers).
         prepare: returns the MAX model, compiling if need be; None while a background compile runs.
@@ -73,7 +74,7 @@ class CompiledGraph:
     def __init__(
         self,
         name: str,
-        gm: GraphModule,
+        gm: GraphModule | None,
         signature: GraphSignature,
         weights: Sequence[int],
         prepare: Callable[[], Model | None],

@@ -160,7 +160,7 @@ class _Builder:
         tensors = [
             output.arrange(self.values[output.node])
             for output in self.signature.outputs
-            if isinstance(output, TensorOutput)
+            if isinstance(output, TensorOutput) and output.node is not None
         ]
         return tensors + [self._symbol(name) for name in self.signature.computed]
 

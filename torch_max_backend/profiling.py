@@ -72,6 +72,12 @@ def reset() -> None:
         _events.clear()
 
 
+def timings() -> dict[str, dict[str, list[float]]]:
+    """Seconds of every phase of every graph."""
+    with _lock:
+        return {graph: dict(phases) for graph, phases in _seconds.items()}
+
+
 def table() -> str:
     """One row per graph: seconds per compile phase, calls, milliseconds per call, totals."""
     once, per_call = PHASES[:5], PHASES[5:]

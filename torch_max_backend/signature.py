@@ -20,6 +20,7 @@ from torch.utils._sympy import functions as symbolic
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from torch_max_backend.accelerators import to_device_ref
+from torch_max_backend.aot.size_trees import tree_function
 from torch_max_backend.dims import expression, to_dim
 from torch_max_backend.dtypes import to_max
 from torch_max_backend.errors import MaxBackendError
@@ -58,10 +59,10 @@ class TensorOutput:
     ``shape``, ``stride`` and ``offset`` (evaluated per call where symbolic) describe what the
     caller sees. ``order`` lists the axes from the outermost stride to the innermost; None asks for
     a copy into the exact strides and offset, which no dense buffer has. (AOTAutograd makes a view
-    of an argument anew from these three.)
+    of an argument anew from these three.) In a package there is no ``node``.
     """
 
-    node: Node
+    node: Node | None
     shape: tuple[Any, ...]
     stride: tuple[Any, ...]
     offset: Any
@@ -132,6 +133,11 @@ class GraphSignature:
 
     def input_types(self) -> list[TensorType]:
         return [bound.type for bound in self.inputs]
+
+    def results(self) -> int:
+        """How many tensors the graph returns."""
+        tensors = [output for output in self.outputs if isinstance(output, TensorOutput)]
+        return len(tensors) + len(self.computed)
 
 
 def read_signature(gm: GraphModule) -> GraphSignature:
@@ -251,6 +257,7 @@ def _add_computed(signature: GraphSignature, gm: GraphModule) -> None:
         if isinstance(output, NumberOutput):
             needed |= _names(output.value)
         elif isinstance(output, TensorOutput):
+            assert output.node is not None
             if not _names(output.offset) <= known.keys():
                 raise MaxBackendError(
                     f"the result {output.node.name} is a view that starts at a place which only a "
@@ -356,7 +363,10 @@ _MATH = (
 
 
 def number_function(expr: Any, symbols: Sequence[str]) -> Callable[..., Any]:
-    """A python function of the symbols' values that evaluates an expression of sizes."""
+    """A python function of the symbols' values that evaluates an expression of sizes: a number, a
+    sympy expression or, from a package, a tree."""
+    if isinstance(expr, list | str):
+        return tree_function(expr, symbols)
     if not isinstance(expr, sympy.Basic) or expr.is_number:
         constant = expr if not isinstance(expr, sympy.Basic) else _plain_number(expr)
         return lambda *values: constant

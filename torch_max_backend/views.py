@@ -33,7 +33,7 @@ class View:
 
     def dense(self) -> bool:
         """Whether the numbers follow each other in the order of the axes."""
-        return _equal(self.strides, _dense_strides(self.sizes))
+        return same_sizes(self.strides, _dense_strides(self.sizes))
 
     def with_axes(self, sizes: Sequence[Size], strides: Sequence[Size], skip: Size = 0) -> View:
         """Other axes over the same base, ``skip`` numbers further on."""
@@ -63,8 +63,8 @@ def _dense_strides(sizes: Sequence[Size]) -> tuple[Size, ...]:
     return tuple(strides)
 
 
-def _equal(a: Sequence[Size], b: Sequence[Size]) -> bool:
-    """By form, so that no guard is added."""
+def same_sizes(a: Sequence[Size], b: Sequence[Size]) -> bool:
+    """Whether they are equal by form; comparing them would add guards."""
     return [expression(x) for x in a] == [expression(x) for x in b]
 
 
@@ -111,9 +111,9 @@ def _expand(view: View, node: Node) -> View | None:
     added = len(sizes) - len(view.sizes)
     strides: list[Size] = [0] * added
     for have, stride, want in zip(view.sizes, view.strides, sizes[added:], strict=True):
-        if not _equal([have], [want]) and expression(have) != 1:
+        if not same_sizes([have], [want]) and expression(have) != 1:
             return None
-        strides.append(stride if _equal([have], [want]) else 0)
+        strides.append(stride if same_sizes([have], [want]) else 0)
     return view.with_axes(sizes, strides)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 from torch.utils.checkpoint import checkpoint
 
 from vit.config import ViTConfig, register_vit_constructors
@@ -317,6 +318,10 @@ class ViT(nn.Module):
         """
         tracing = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
         return tracing and not self.training and not torch.is_grad_enabled()
+
+    def default_dynamic_shapes(self) -> tuple[dict[int, Dim]]:
+        """For ``torch.export`` of ``forward(x)``: a batch of 1 to 32."""
+        return ({0: Dim("batch", min=1, max=32)},)
 
     @torch.no_grad()
     def forward_attention_weights(self, x: Tensor) -> dict[str, Tensor]:

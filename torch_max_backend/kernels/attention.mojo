@@ -61,6 +61,7 @@ struct Attention[dtype: DType](Copyable, ImplicitlyCopyable, Movable):
     var value_width: Int
     var scale: Scalar[SUM[Self.dtype]]
     var causal: Bool
+    var empty: Scalar[SUM[Self.dtype]]
 
 
 struct Scratch[dtype: DType](Movable):
@@ -190,6 +191,7 @@ def _rows_of_a_tile[
             call.scale,
             call.bias.row_of(b, h, row + i),
             call.bias.present,
+            call.empty,
             scratch.weights.unsafe_offset(i * scratch.places),
         )
     _multiply[dtype](

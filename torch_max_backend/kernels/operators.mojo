@@ -181,12 +181,14 @@ struct PlainAttention:
             Int(width),
             scale,
             causal != 0,
+            0,
         )
 
 
 @register("torch_max_backend.masked_attention")
 struct MaskedAttention:
-    """Attention with a float32 bias (B or 1, H or 1, L or 1, S) that is added to the scores."""
+    """Attention with a float32 bias (B or 1, H or 1, L or 1, S) that is added to the scores; a row
+    whose scores are all -inf gives ``empty``."""
 
     @staticmethod
     def execute[
@@ -213,6 +215,7 @@ struct MaskedAttention:
         width: Int64,
         scale: Float32,
         causal: Int64,
+        empty: Float32,
         bias: InputTensor[dtype=DType.float32, rank=4, ...],
         ctx: DeviceContext,
     ) raises:
@@ -236,6 +239,7 @@ struct MaskedAttention:
             Int(width),
             scale,
             causal != 0,
+            empty,
         )
 
 
@@ -336,6 +340,7 @@ def _attend(
     width: Int,
     scale: Float32,
     causal: Bool,
+    empty: Float32,
 ):
     attention[output.dtype](
         Attention[output.dtype](
@@ -353,6 +358,7 @@ def _attend(
             output.dim_size(3),
             scale.cast[SUM[output.dtype]](),
             causal,
+            empty.cast[SUM[output.dtype]](),
         )
     )
 

@@ -3,6 +3,7 @@
 from .functions import exponential
 from .units import *
 
+
 def softmax_row[
     dtype: DType
 ](
@@ -12,10 +13,12 @@ def softmax_row[
     scale: Scalar[SUM[dtype]],
     bias: SumPointer[dtype],
     biased: Bool,
+    empty: Scalar[SUM[dtype]],
     weights: UnitPointer[dtype],
 ) -> Scalar[SUM[dtype]]:
-    """Writes exp(scores * scale + bias - maximum) as ``dtype`` numbers and returns what they are to
-    be multiplied by: 1 / their sum, 0 where no key is kept. Those from ``keys`` to ``padded`` are 0.
+    """Writes exp(scores * scale + bias - maximum) as ``dtype`` numbers, zeros from ``keys`` to
+    ``padded``, and returns what they are to be multiplied by: 1 / their sum, ``empty`` where no key
+    is kept.
     """
     comptime width = WIDTH[dtype]
     comptime MINUS_INFINITY = Scalar[SUM[dtype]].MIN
@@ -43,4 +46,4 @@ def softmax_row[
         total += e
         target.unsafe_store(j, e.cast[dtype]())
     var sum = total.reduce_add()
-    return 0 if sum == 0 else 1 / sum
+    return empty if sum == 0 else 1 / sum

@@ -58,6 +58,18 @@ def attention(
     return reshape(out, [*lead, query.shape[-2], value.shape[-1]])
 
 
+def softmax_attention(
+    q: TensorValue, k: TensorValue, v: TensorValue, mask: TensorValue | None, scale: float
+) -> TensorValue:
+    """Attention over (B, H, L, E) on CPU, with a mask that is added; a row without keys gives NaN,
+    as its softmax does."""
+    if mask is not None:
+        mask = _rank4_mask(mask, list(q.shape)[:2])
+    if cpu_attention.takes(q, k, v):
+        return cpu_attention.cpu_attention(q, k, v, mask, False, scale, empty_rows=math.nan)
+    return composed_attention(q, k, v, mask, False, scale, empty_rows=math.nan)
+
+
 def _rank4(x: TensorValue) -> TensorValue:
     """(L, E) tails under any lead -> (B, H, L, E)."""
     if x.rank == 4:
@@ -191,8 +203,12 @@ def composed_attention(
     mask: TensorValue | None,
     causal: bool,
     scale: float,
+    empty_rows: float = 0.0,
 ) -> TensorValue:
-    """Matmul, softmax, matmul: any dtype, mask and head width, in the accumulation dtype."""
+    """Matmul, softmax, matmul: any dtype, mask and head width, in the accumulation dtype.
+
+    ``empty_rows``, 0 or NaN, is what a row without keys gives.
+    """
     wide = accumulation_dtype(q.dtype)
     scores = ops.cast(linear(q, k), wide) * scale
     keeps = None
@@ -205,4 +221,4 @@ def composed_attention(
         scores = scores + bias
     weights = softmax(scores, -1)
     out = matmul(ops.cast(weights, q.dtype), v)
-    return _zero_empty_rows(out, keeps)
+    return out if math.isnan(empty_rows) else _zero_empty_rows(out, keeps)

@@ -31,9 +31,11 @@ def cpu_attention(
     mask: TensorValue | None,
     causal: bool,
     scale: float,
+    empty_rows: float = 0.0,
 ) -> TensorValue:
     """Attention of the node's first three arguments, given here as (B, H, L, E), (B, H_kv, S, E),
-    (B, H_kv, S, F); a bool mask keeps where True, a float mask is added. Gives (B, H, L, F)."""
+    (B, H_kv, S, F); a bool mask keeps where True, a float mask is added.
+    Gives (B, H, L, F), ``empty_rows`` where no key is kept."""
     host = DeviceRef.CPU()
     dtype = q.dtype if takes_bfloat16(q) else DType.float32
     values: list[TensorValue] = []
@@ -45,6 +47,7 @@ def cpu_attention(
     name = "torch_max_backend.attention"
     if mask is not None:
         name = "torch_max_backend.masked_attention"
+        values.append(ops.constant(empty_rows, DType.float32, device=host))
         values.append(_bias(agree(mask, [*list(q.shape)[:3], k.shape[2]]), k))
     kind = TensorType(dtype, [q.shape[0], q.shape[2], q.shape[1], v.shape[3]], host)
     out = permute(ops.custom(name, host, values, [kind])[0].tensor, [0, 2, 1, 3])

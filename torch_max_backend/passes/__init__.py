@@ -10,10 +10,12 @@ from torch_max_backend.passes.constant_folding import fold_constants
 from torch_max_backend.passes.linear_gelu import fuse_linear_gelu
 from torch_max_backend.passes.nested_regions import inline_nested_regions
 from torch_max_backend.passes.patch_embedding import keep_patches_in_rows
+from torch_max_backend.passes.written_attention import fuse_written_attention
 
 PASSES: tuple[Callable[[GraphModule], None], ...] = (
     inline_nested_regions,
     fold_constants,
+    fuse_written_attention,
     fuse_linear_gelu,
     keep_patches_in_rows,
 )

@@ -14,6 +14,9 @@ _library.define(
     "linear_gelu(Tensor input, Tensor weight, Tensor bias, *, str approximate='none') -> Tensor"
 )
 _library.define("patch_embedding(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
+_library.define(
+    "softmax_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor"
+)
 
 
 @torch.library.impl(_library, "linear_gelu", "CompositeExplicitAutograd")
@@ -29,3 +32,15 @@ def patch_embedding(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     """(N, C, *size), (O, C, *patch), (O) to (N, patches, O) (Dosovitskiy et al., 2020)."""
     convolve = (F.conv1d, F.conv2d, F.conv3d)[input.ndim - 3]
     return convolve(input, weight, bias, stride=weight.shape[2:]).flatten(2).transpose(1, 2)
+
+
+@torch.library.impl(_library, "softmax_attention", "CompositeExplicitAutograd")
+def softmax_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """softmax(query key^T * scale + mask) value over (batch, heads, length, width); unlike
+    scaled_dot_product_attention NaN where a row of the mask is -inf."""
+    scores = query @ key.mT * scale
+    if mask is not None:
+        scores = scores + mask
+    return (scores.softmax(-1).to(value.dtype) @ value).to(query.dtype)

@@ -1,0 +1,358 @@
+"""export: torch.export, then the compiler of torch.compile, then a package."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils._pytree import tree_flatten, tree_map_only, treespec_dumps
+
+from torch_max_backend import __version__
+from torch_max_backend.aot import package
+from torch_max_backend.aot.call_spec import CallSpec
+from torch_max_backend.aot.loaded import load
+from torch_max_backend.aot.metadata import TensorSpec
+from torch_max_backend.aot.size_trees import to_tree
+from torch_max_backend.aot.weights import write_weights
+from torch_max_backend.compilation import compile_ahead
+from torch_max_backend.composites import replace_composites
+from torch_max_backend.cpu import instruction_sets
+from torch_max_backend.decompositions import decompositions
+from torch_max_backend.dims import expression
+from torch_max_backend.errors import ExportError
+from torch_max_backend.options import MaxOptions
+from torch_max_backend.passes import run_passes
+from torch_max_backend.signature import read_signature
+from torch_max_backend.sizes import generic_sizes
+
+log = logging.getLogger(__name__)
+_UNLIMITED = 1 << 62
+_NAME = "model"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What ``export`` made.
+
+    Args:
+        path: the package.
+        weights: the file of the weights where they lie beside it.
+        tracing: the way that served: "dynamic", "static" or "static, strict=False".
+        verified: with ``verify``, per output: shape, mean, min, max and the largest difference from
+            eager PyTorch.
+    """
+
+    path: Path
+    weights: Path | None
+    tracing: str
+    verified: list[dict[str, Any]] | None = None
+
+
+def export(
+    model: nn.Module | ExportedProgram,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    path: str | Path,
+    dynamic_shapes: Any = None,
+    device: str | torch.device | None = None,
+    weights: Literal["embedded", "beside"] = "embedded",
+    verify: bool = False,
+    fallback: bool = False,
+) -> Export:
+    """Compiles a model ahead of time into one file.
+
+    Args:
+        model: a module in eval mode, or what ``torch.export.export`` or ``load`` returned.
+        args, kwargs: example inputs; not needed for an exported program, but to verify it.
+        dynamic_shapes: as in ``torch.export.export``. None: what the model's method
+            ``default_dynamic_shapes()`` says (a ViT's: a batch of 1 to 32), static without one.
+            "static": every size is that of the example.
+        device: where model and inputs are moved before; None leaves them.
+        weights: inside the package, or in ``<path>.safetensors`` beside it.
+        verify: loads the package again and compares its results with eager PyTorch's.
+        fallback: where torch.export fails, try static sizes, then strict=False.
+
+    Raises:
+        ExportError: torch.export fails, the file cannot be written, or the results differ.
+        UnsupportedOpsError, LoweringError, CompileError: as with torch.compile.
+    """
+    path = Path(path)
+    if weights not in ("embedded", "beside"):
+        raise ExportError(f"weights={weights!r}; it is 'embedded' or 'beside'")
+    if not path.parent.is_dir():
+        raise ExportError(f"there is no folder {path.parent}; make it first")
+    kwargs = dict(kwargs or {})
+    if device is not None:
+        model, args, kwargs = _moved(model, args, kwargs, torch.device(device))
+    program, tracing = _traced(model, args, kwargs, dynamic_shapes, fallback)
+    lowered = _lowered(program)
+    spec, constants = _call_spec(lowered)
+    run_passes(lowered.graph_module)
+    executable = compile_ahead(lowered.graph_module, MaxOptions())
+    beside = path.with_name(path.name + ".safetensors") if weights == "beside" else None
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        file = Path(folder) / package.WEIGHTS
+        write_weights(constants, file)
+        metadata = _metadata(model, lowered, spec, constants, tracing)
+        members: dict[str, bytes | Path] = {package.EXECUTABLE: executable}
+        if beside is None:
+            members[package.WEIGHTS] = file
+        else:
+            metadata["weights_beside"] = {
+                "file": beside.name,
+                "size": file.stat().st_size,
+                "sha256": _sha256(file),
+            }
+        members[package.METADATA] = package.to_text(metadata)
+        members[package.CALL_SPEC] = package.to_text(spec.to_json())
+        if beside is not None:
+            file.replace(beside)
+        package.write(path, _NAME, members)
+    log.info("exported %s to %s (%s)", metadata["model"], path, tracing)
+    verified = _verify(path, model, args, kwargs) if verify else None
+    return Export(path, beside, tracing, verified)
+
+
+def _moved(
+    model: Any, args: Sequence[Any], kwargs: dict[str, Any], device: torch.device
+) -> tuple[Any, Sequence[Any], dict[str, Any]]:
+    if isinstance(model, ExportedProgram):
+        raise ExportError("an exported program has its device; export the model again on another")
+    args, kwargs = tree_map_only(torch.Tensor, lambda x: x.to(device), (tuple(args), kwargs))
+    return model.to(device), args, kwargs
+
+
+def _traced(
+    model: nn.Module | ExportedProgram,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any,
+    fallback: bool,
+) -> tuple[ExportedProgram, str]:
+    """The program, and how it was traced."""
+    if isinstance(model, ExportedProgram):
+        return model, "dynamic" if model.range_constraints else "static"
+    if model.training:
+        raise ExportError(
+            "the model is in training mode, whose dropout and batch statistics would be exported; "
+            "call model.eval() first"
+        )
+    if dynamic_shapes is None and hasattr(model, "default_dynamic_shapes"):
+        dynamic_shapes = model.default_dynamic_shapes()  # type: ignore[operator]
+    static = dynamic_shapes is None or dynamic_shapes == "static"
+    ways = [("static", None, True), ("static, strict=False", None, False)]
+    if not static:
+        ways.insert(0, ("dynamic", dynamic_shapes, True))
+    failures = []
+    for name, shapes, strict in ways if fallback else ways[:1]:
+        try:
+            with generic_sizes(), torch.no_grad():
+                program = torch.export.export(
+                    model, tuple(args), kwargs, dynamic_shapes=shapes, strict=strict
+                )
+        except Exception as error:
+            failures.append((name, error))
+            log.warning("torch.export (%s) failed: %s", name, error)
+        else:
+            return program, name
+    tried = "\n".join(f"  {name}: {type(error).__name__}: {error}" for name, error in failures)
+    advice = "" if fallback else "; fallback=True tries static sizes and strict=False too"
+    raise ExportError(f"torch.export cannot trace the model{advice}:\n{tried}") from failures[-1][1]
+
+
+def _lowered(program: ExportedProgram) -> ExportedProgram:
+    """The program in the operators that the compiler lowers."""
+    replace_composites(program.graph_module)
+    with generic_sizes(), torch.no_grad():
+        return program.run_decompositions(dict(decompositions()))
+
+
+def _call_spec(program: ExportedProgram) -> tuple[CallSpec, dict[str, torch.Tensor]]:
+    """How the program is called, and its weights, buffers and constants by name."""
+    signature = program.graph_signature
+    constants: dict[str, torch.Tensor] = {}
+    places: dict[str, int] = {}
+    inputs: list[int] = []
+    fixed: dict[int, Any] = {}
+    names: dict[str, int] = {}
+    for place, entry in enumerate(signature.input_specs):
+        if entry.kind == InputKind.USER_INPUT:
+            if not hasattr(entry.arg, "value"):
+                names[entry.arg.name] = len(inputs)
+            else:
+                fixed[len(inputs)] = entry.arg.value
+            inputs.append(place)
+        elif entry.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            assert entry.target is not None
+            held = program.state_dict if entry.target in program.state_dict else program.constants
+            constants[entry.target] = held[entry.target]
+            places[entry.target] = place
+        else:
+            raise ExportError(f"{entry.arg.name}: a package cannot hold an input of {entry.kind}")
+    outputs: list[int] = []
+    mutated: dict[str, int] = {}
+    mutated_inputs: dict[int, int] = {}
+    for place, result in enumerate(signature.output_specs):
+        if result.kind == OutputKind.USER_OUTPUT:
+            outputs.append(place)
+        elif result.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
+            assert result.target is not None
+            mutated[result.target] = place
+        elif result.kind == OutputKind.USER_INPUT_MUTATION:
+            assert result.target is not None
+            mutated_inputs[names[result.target]] = place
+        else:
+            raise ExportError(f"{result.arg.name}: a package cannot hold a result of {result.kind}")
+    ranges = {
+        symbol.name: (_bound(limits.lower), _bound(limits.upper))
+        for symbol, limits in program.range_constraints.items()
+    }
+    spec = CallSpec(
+        read_signature(program.graph_module),
+        places,
+        tuple(inputs),
+        fixed,
+        tuple(outputs),
+        mutated,
+        mutated_inputs,
+        ranges,
+        treespec_dumps(program.call_spec.in_spec),
+        treespec_dumps(program.call_spec.out_spec),
+    )
+    return spec, constants
+
+
+def _bound(limit: Any) -> int:
+    """A limit of a symbol; torch writes infinity where there is none."""
+    try:
+        return max(-_UNLIMITED, min(_UNLIMITED, int(limit)))
+    except (TypeError, OverflowError):
+        return _UNLIMITED
+
+
+def _metadata(
+    model: nn.Module | ExportedProgram,
+    program: ExportedProgram,
+    spec: CallSpec,
+    constants: Mapping[str, torch.Tensor],
+    tracing: str,
+) -> dict[str, Any]:
+    nodes = list(program.graph.nodes)
+    placeholders = [node for node in nodes if node.op == "placeholder"]
+    inputs = [
+        _tensor_spec(placeholders[place].name, placeholders[place].meta["val"]).to_json()
+        for i, place in enumerate(spec.inputs)
+        if i not in spec.fixed
+    ]
+    (results,) = nodes[-1].args
+    outputs = [
+        _tensor_spec(results[place].name, results[place].meta["val"]).to_json()
+        for place in spec.outputs
+        if isinstance(results[place], torch.fx.Node)
+        and isinstance(results[place].meta["val"], torch.Tensor)
+    ]
+    devices = {entry["device"] for entry in (*inputs, *outputs)}
+    devices |= {tensor.device.type for tensor in constants.values()}
+    devices = devices - {"cpu"} or {"cpu"}
+    return {
+        "model": type(model).__name__,
+        "device": ", ".join(sorted(devices)),
+        "instruction_sets": sorted(instruction_sets()),
+        "versions": {
+            "torch_max_backend": __version__,
+            "torch": torch.__version__,
+            "max": version("max"),
+        },
+        "tracing": tracing,
+        "inputs": inputs,
+        "outputs": outputs,
+        "constants": [
+            {**_tensor_spec(name, x).to_json(), "in_state_dict": name in program.state_dict}
+            for name, x in constants.items()
+        ],
+        "aliases": _aliases(program.state_dict, constants),
+    }
+
+
+def _aliases(
+    state: Mapping[str, torch.Tensor], constants: Mapping[str, torch.Tensor]
+) -> dict[str, str]:
+    """Further names of weights that a state dict has, as of tied ones."""
+    places = {_place(tensor): name for name, tensor in constants.items() if tensor.numel()}
+    return {
+        name: places[_place(tensor)]
+        for name, tensor in state.items()
+        if name not in constants and _place(tensor) in places
+    }
+
+
+def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _tensor_spec(name: str, tensor: torch.Tensor) -> TensorSpec:
+    shape = tuple(to_tree(expression(size)) for size in tensor.shape)
+    return TensorSpec(name, tensor.dtype, shape, tensor.device.type)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verify(
+    path: Path, model: nn.Module | ExportedProgram, args: Sequence[Any], kwargs: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Runs the package and eager PyTorch on the example."""
+    run = model.module() if isinstance(model, ExportedProgram) else model
+    with torch.no_grad():
+        expected = tree_flatten(run(*args, **kwargs))[0]
+    found = tree_flatten(load(path)(*args, **kwargs))[0]
+    report = []
+    for index, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        if isinstance(theirs, torch.Tensor):
+            report.append({"output": index, **_compared(path, index, ours, theirs)})
+    return report
+
+
+def _compared(path: Path, index: int, ours: torch.Tensor, theirs: torch.Tensor) -> dict[str, Any]:
+    if ours.shape != theirs.shape:
+        raise ExportError(
+            f"{path} was written, but output {index} has shape {list(ours.shape)}, in eager "
+            f"PyTorch {list(theirs.shape)}"
+        )
+    if not theirs.numel():
+        return {"shape": list(ours.shape)}
+    a, b = ours.double(), theirs.double()
+    error = (a - b).abs().max().item()
+    allowed = 0.0
+    if ours.dtype.is_floating_point:
+        scale = max(1.0, b.abs().max().item())
+        allowed = scale * _VERIFY_ULPS * torch.finfo(ours.dtype).eps
+    if not error <= allowed:
+        raise ExportError(
+            f"{path} was written, but output {index} differs from eager PyTorch by {error:.3g}, "
+            f"more than {allowed:.3g}"
+        )
+    return {
+        "shape": list(ours.shape),
+        "mean": a.mean().item(),
+        "min": a.min().item(),
+        "max": a.max().item(),
+        "largest_error": error,
+    }
+
+
+_VERIFY_ULPS = 1024.0
+"""Units in the last place of the largest number of an output: what a deep model loses."""
