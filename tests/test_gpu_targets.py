@@ -33,7 +33,8 @@ def moved(gm):
             return FakeTensor(value.fake_mode, meta, GPU)
 
     for node in gm.graph.nodes:
-        if node.op != "get_attr" and "val" in node.meta:
+        literal = node.op == "get_attr" and not node.target.endswith("_folded")
+        if "val" in node.meta and not literal:
             node.meta["val"] = tree_map_only(FakeTensor, move, node.meta["val"])
         node.args = tree_map_only(torch.device, lambda device: GPU, node.args)
         node.kwargs = tree_map_only(torch.device, lambda device: GPU, dict(node.kwargs))

@@ -92,6 +92,19 @@ def normalisations() -> Iterator[Case]:
         ("half_weights", lambda x, w: F.layer_norm(x.bfloat16(), (6,), w.bfloat16()), x, randn(6)),
     ]:
         yield Case(name, function, inputs, scale="tensor")
+    for dtype in (torch.bfloat16, torch.float16):
+        # a widened copy of what is joined beside the joined: MAX 26.6's own kernels mix them up
+        for name, norm in {"layer_norm": F.layer_norm, "rms_norm": F.rms_norm}.items():
+            yield Case(
+                f"{name}_joined-{short(dtype)}",
+                lambda x, y, norm=norm: (
+                    norm((e := torch.cat([y, x.cumsum(1)], 1)).float(), (6,)).to(x.dtype),
+                    norm(e, (6,)),
+                    e + 1,
+                ),
+                [randn(2, 16, 6, dtype=dtype), randn(2, 1, 6, dtype=dtype)],
+                scale="tensor",
+            )
     odd = randn(3, 6)
     odd[0, 0], odd[1, 1] = float("nan"), float("inf")
     yield Case("layer_norm-nan", lambda x: F.layer_norm(x, (6,)), [odd], scale="tensor")

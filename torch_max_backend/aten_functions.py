@@ -878,9 +878,7 @@ def aten_squeeze(self: TensorValue, dim: Sequence[int]) -> TensorValue:
 def aten_stack(tensors: Sequence[TensorValue], dim: int = 0) -> TensorValue:
     """stack(Tensor[] tensors, int dim=0) -> Tensor"""
     dtype = promoted_dtype(tensors)
-    return ops.stack(
-        [arithmetic.cast_value(t, dtype) for t in tensors], axis=dim % (tensors[0].rank + 1)
-    )
+    return shape.stack([arithmetic.cast_value(t, dtype) for t in tensors], dim)
 
 
 sub = pointwise((aten.sub.Scalar, aten.sub.Tensor), arithmetic.sub)

@@ -1,16 +1,18 @@
 """The operators that graphs name."""
 
-from extensibility import InputTensor, OutputTensor, register
+from extensibility import InputTensor, InputVariadicTensors, OutputTensor, register
 from extensibility import _FusedOutputTensor as FusedOutputTensor
 from max.gpu.host import DeviceContext
 from std.memory import Pointer
 from std.sys import size_of
 from std.utils.index import IndexList
 from .attention import Attention, Bias, Operand, attention
+from .concat import copy_rows
 from .contraction import contract
 from .convolution import Axis, Convolution
 from .functions import gelu, gelu_tanh
 from .matmul import Product, matmul
+from .normalization import Factors, Rows, normalize
 from .units import BytePointer, SUM, SumPointer
 
 
@@ -136,6 +138,68 @@ struct Convolve:
             ),
             store,
         )
+
+
+@register("torch_max_backend.layer_norm")
+struct LayerNorm:
+    """Rows normalised to a mean of 0 and a variance of 1, times gain plus shift, of one number or
+    one per column."""
+
+    @staticmethod
+    def execute[
+        target: StaticString
+    ](
+        output: OutputTensor[rank=2, ...],
+        x: InputTensor[dtype=output.dtype, rank=2, ...],
+        gain: InputTensor[rank=1, ...],
+        shift: InputTensor[rank=1, ...],
+        eps: Float64,
+        ctx: DeviceContext,
+    ) raises:
+        normalize[centred=True](
+            _rows(output, x), _factors(gain), _factors(shift), eps.cast[SUM[output.dtype]]()
+        )
+
+
+@register("torch_max_backend.rms_norm")
+struct RMSNorm:
+    """Rows normalised to a mean square of 1, times gain, of one number or one per column."""
+
+    @staticmethod
+    def execute[
+        target: StaticString
+    ](
+        output: OutputTensor[rank=2, ...],
+        x: InputTensor[dtype=output.dtype, rank=2, ...],
+        gain: InputTensor[rank=1, ...],
+        eps: Float64,
+        ctx: DeviceContext,
+    ) raises:
+        var factors = _factors(gain)
+        normalize[centred=False](
+            _rows(output, x), factors, factors, eps.cast[SUM[output.dtype]]()
+        )
+
+
+@register("torch_max_backend.concat")
+struct Concat:
+    """(outer, n_i, inner) tensors to (outer, sum of n_i, inner)."""
+
+    @staticmethod
+    def execute[
+        target: StaticString
+    ](
+        output: OutputTensor[rank=3, ...],
+        inputs: InputVariadicTensors[dtype=output.dtype, rank=3, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime size = size_of[output.dtype]()
+        var place = output.unsafe_ptr().unsafe_bitcast[UInt8]().unsafe_origin_cast[MutUntrackedOrigin]()
+        var stride = output.dim_size(1) * output.dim_size(2) * size
+        comptime for i in range(inputs.size):
+            var row = inputs[i].dim_size(1) * inputs[i].dim_size(2) * size
+            copy_rows(_start[DType.uint8](inputs[i]), row, inputs[i].dim_size(0), place, stride)
+            place = place.unsafe_offset(row)
 
 
 @register("torch_max_backend.attention")
@@ -361,6 +425,23 @@ def _attend(
             empty.cast[SUM[output.dtype]](),
         )
     )
+
+
+@always_inline
+def _rows(
+    output: OutputTensor[rank=2, ...], x: InputTensor[dtype=output.dtype, rank=2, ...]
+) -> Rows[output.dtype]:
+    return Rows[output.dtype](
+        _start[output.dtype](x),
+        output.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+        output.dim_size(0),
+        output.dim_size(1),
+    )
+
+
+@always_inline
+def _factors(x: InputTensor[rank=1, ...]) -> Factors[x.dtype]:
+    return Factors[x.dtype](_start[x.dtype](x), x.dim_size(0) == 1)
 
 
 @always_inline

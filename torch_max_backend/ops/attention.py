@@ -21,6 +21,7 @@ from torch_max_backend.ops.shape import (
     agree,
     broadcast,
     diagonal_mask,
+    join,
     permute,
     reshape,
     slice_axis,
@@ -137,7 +138,7 @@ def _widened(x: TensorValue, missing: IntLike) -> TensorValue:
     if static(missing) == 0:
         return x
     zero = ops.constant(0, x.dtype, device=x.device)
-    return ops.concat([x, broadcast(zero, [*list(x.shape)[:-1], missing])], -1)
+    return join([x, broadcast(zero, [*list(x.shape)[:-1], missing])], -1)
 
 
 def _flash_gpu(

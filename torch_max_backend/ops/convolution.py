@@ -11,7 +11,7 @@ from max.graph import Dim, TensorType, TensorValue, ops
 from torch_max_backend.context import expected_shape, patch_grid
 from torch_max_backend.dims import IntLike, dim_value, static
 from torch_max_backend.ops.matmul import linear, matmul, takes_bfloat16, widened
-from torch_max_backend.ops.shape import drop_axes, permute, reshape, slice_axis
+from torch_max_backend.ops.shape import drop_axes, join, permute, reshape, slice_axis
 from torch_max_backend.promotion import accumulation_dtype
 
 
@@ -205,7 +205,7 @@ def _flip(x: TensorValue, axes: Sequence[int]) -> TensorValue:
         n = static(x.shape[axis])
         assert n is not None
         pieces = [slice_axis(x, axis, i, i + 1, 1, 1) for i in reversed(range(n))]
-        x = pieces[0] if n == 1 else ops.concat(pieces, axis)
+        x = pieces[0] if n == 1 else join(pieces, axis)
     return x
 
 

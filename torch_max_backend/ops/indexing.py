@@ -9,7 +9,7 @@ from max.graph import Dim, TensorValue, ops
 
 from torch_max_backend.context import expected_shape
 from torch_max_backend.dims import IntLike, dim_value, new_symbol
-from torch_max_backend.ops.shape import broadcast, iota, normalize_dim, permute, reshape
+from torch_max_backend.ops.shape import broadcast, iota, normalize_dim, permute, reshape, stack
 
 
 def as_index(index: TensorValue, size: Dim) -> TensorValue:
@@ -49,7 +49,7 @@ def index_tensor(x: TensorValue, indices: Sequence[TensorValue | None]) -> Tenso
     adjacent = axes == list(range(axes[0], axes[0] + len(axes)))
     place = axes[0] if adjacent else 0
     shape = expected_shape()[place : place + rank]
-    stacked = ops.stack([broadcast(index, shape) for index in chosen], axis=-1)
+    stacked = stack([broadcast(index, shape) for index in chosen], -1)
     out = ops.gather_nd(permute(x, [*axes, *rest]), stacked)
     order = [*range(rank, rank + place), *range(rank), *range(rank + place, out.rank)]
     return permute(out, order)
@@ -83,7 +83,7 @@ def _coordinates(x: TensorValue, axis: int, index: TensorValue) -> TensorValue:
             line: list = [1] * len(shape)
             line[i] = size
             columns.append(broadcast(reshape(steps, line), shape))
-    return ops.stack(columns, axis=-1)
+    return stack(columns, -1)
 
 
 _SCATTERS = {
@@ -122,7 +122,7 @@ def index_put(
         for i, size in enumerate(reversed(list(index.shape))):
             if size != Dim(1):
                 widest[rank - 1 - i] = size
-    stacked = ops.stack([broadcast(index, widest) for index in chosen], axis=-1)
+    stacked = stack([broadcast(index, widest) for index in chosen], -1)
     adjacent = axes == list(range(axes[0], axes[0] + len(axes)))
     place = axes[0] if adjacent else 0
     kept = [x.shape[axis] for axis in rest]

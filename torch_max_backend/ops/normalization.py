@@ -7,34 +7,41 @@ from collections.abc import Sequence
 
 import numpy as np
 from max.dtype import DType
-from max.graph import Dim, TensorValue, ops
+from max.graph import DeviceRef, Dim, TensorValue, ops
 
 from torch_max_backend.dims import IntLike, dim_value, static
 from torch_max_backend.ops import arithmetic, transcendental
 from torch_max_backend.ops.comparison import is_finite
 from torch_max_backend.ops.constants import constant
 from torch_max_backend.ops.reduction import max_axis
-from torch_max_backend.ops.shape import reshape
+from torch_max_backend.ops.shape import broadcast, reshape
 from torch_max_backend.promotion import accumulation_dtype
 
 
-def _flatten_trailing(x: TensorValue, normalized_shape: Sequence[IntLike]) -> TensorValue:
-    """(..., *normalized_shape) -> (..., n), in the accumulation dtype."""
-    lead = list(x.shape)[: x.rank - len(normalized_shape)]
-    wide = accumulation_dtype(x.dtype)
-    x = x if x.dtype == wide else ops.cast(x, wide)
-    if len(normalized_shape) == 1:
-        return x
-    return reshape(x, [*lead, math.prod([static(s) or 0 for s in normalized_shape])])
+def _rows(x: TensorValue, normalized_shape: Sequence[IntLike]) -> TensorValue:
+    """(..., *normalized_shape) -> (rows, n)."""
+    columns: IntLike = 1
+    for size in normalized_shape:
+        columns = columns * size
+    lead: IntLike = 1
+    for size in list(x.shape)[: x.rank - len(normalized_shape)]:
+        lead = lead * size
+    return reshape(x, [lead, columns])
 
 
-def _affine(value: TensorValue | None, x: TensorValue, fill: float) -> TensorValue:
-    size = x.shape[-1]
+def _factors(value: TensorValue | None, x: TensorValue, fill: float) -> TensorValue:
+    """A number per column; where there is none, one for all."""
     if value is None:
-        one = ops.constant(fill, x.dtype, device=x.device)
-        return ops.broadcast_to(one, [size])
-    value = reshape(value, [size])
-    return value if value.dtype == x.dtype else ops.cast(value, x.dtype)
+        return ops.constant([fill], x.dtype, device=x.device)
+    return reshape(value, [-1])
+
+
+def _kernel(name: str, x: TensorValue, factors: Sequence[TensorValue], eps: float) -> TensorValue:
+    """Ours, on CPU: where half precision follows it, MAX 26.6 fuses that into its own and gives
+    wrong numbers."""
+    number = ops.constant(eps, DType.float64, device=DeviceRef.CPU())
+    values = [x, *factors, number]
+    return ops.custom(f"torch_max_backend.{name}", x.device, values, [x.type])[0].tensor
 
 
 def layer_norm(
@@ -44,38 +51,60 @@ def layer_norm(
     bias: TensorValue | None,
     eps: float,
 ) -> tuple[TensorValue, TensorValue, TensorValue]:
-    """(out, mean, rstd) of layer normalisation (Ba et al., 2016), statistics in float32 for half.
+    """(out, mean, rstd) of layer normalisation (Ba et al., 2016), computed in float32 for half.
 
     The statistics are separate graph values: MAX drops them where nothing uses them.
     """
-    flat = _flatten_trailing(x, normalized_shape)
-    gain, shift = _affine(weight, flat, 1.0), _affine(bias, flat, 0.0)
-    mean = ops.mean(flat, -1)
-    centred = flat - mean
+    rows = _rows(x, normalized_shape)
+    gain, shift = _factors(weight, x, 1.0), _factors(bias, x, 0.0)
+    wide = ops.cast(rows, accumulation_dtype(x.dtype))
+    mean = ops.mean(wide, -1)
+    centred = wide - mean
     rstd = ops.rsqrt(ops.mean(centred * centred, -1) + eps)
-    if flat.dtype == DType.float64 or eps <= 0:  # MAX's kernel takes a positive eps in float32
-        out = centred * rstd * gain + shift
+    if x.device.is_cpu():
+        out = _kernel("layer_norm", rows, [gain, shift], eps)
+    elif _max_takes(wide, eps):
+        out = ops.layer_norm(wide, *_per_column(wide, gain, shift), eps)
     else:
-        out = ops.layer_norm(flat, gain, shift, eps)
+        out = centred * rstd * ops.cast(gain, wide.dtype) + ops.cast(shift, wide.dtype)
     return _restore(out, x), *_statistics(x, normalized_shape, mean, rstd)
 
 
 def rms_norm(
     x: TensorValue, normalized_shape: Sequence[IntLike], weight: TensorValue | None, eps: float
 ) -> TensorValue:
-    """Root mean square normalisation (Zhang and Sennrich, 2019), in float32 for half."""
-    flat = _flatten_trailing(x, normalized_shape)
-    gain = _affine(weight, flat, 1.0)
-    if flat.dtype == DType.float64 or eps <= 0:  # MAX's kernel takes a positive eps in float32
-        out = flat * ops.rsqrt(ops.mean(flat * flat, -1) + eps) * gain
+    """Root mean square normalisation (Zhang and Sennrich, 2019), computed in float32 for half and
+    given in the weight's dtype where that is wider."""
+    if weight is not None and accumulation_dtype(x.dtype) == weight.dtype:
+        x = ops.cast(x, weight.dtype)
+    rows = _rows(x, normalized_shape)
+    gain = _factors(weight, x, 1.0)
+    wide = ops.cast(rows, accumulation_dtype(x.dtype))
+    if x.device.is_cpu():
+        out = _kernel("rms_norm", rows, [gain], eps)
+    elif _max_takes(wide, eps):
+        out = ops.rms_norm(wide, *_per_column(wide, gain), eps)
     else:
-        out = ops.rms_norm(flat, gain, eps)
-    return reshape(out, list(x.shape))
+        scale = ops.rsqrt(ops.mean(wide * wide, -1) + eps)
+        out = wide * scale * ops.cast(gain, wide.dtype)
+    return _restore(out, x)
+
+
+def _max_takes(rows: TensorValue, eps: float) -> bool:
+    """Whether MAX's kernels do: they want a positive eps and float32, and MAX 26.6 refuses some
+    graphs with empty rows."""
+    empty = any(static(d) == 0 for d in rows.shape)
+    return rows.dtype != DType.float64 and eps > 0 and not empty
+
+
+def _per_column(rows: TensorValue, *factors: TensorValue) -> list[TensorValue]:
+    """The factors in full and in the dtype of the rows, as MAX's kernels take them."""
+    columns = [rows.shape[-1]]
+    return [broadcast(ops.cast(factor, rows.dtype), columns) for factor in factors]
 
 
 def _restore(out: TensorValue, x: TensorValue) -> TensorValue:
-    out = reshape(out, list(x.shape))
-    return out if out.dtype == x.dtype else ops.cast(out, x.dtype)
+    return ops.cast(reshape(out, list(x.shape)), x.dtype)
 
 
 def _statistics(

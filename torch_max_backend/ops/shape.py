@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from max.dtype import DType
-from max.graph import DeviceRef, Dim, StaticDim, TensorValue, ops
+from max.graph import DeviceRef, Dim, StaticDim, TensorType, TensorValue, ops
 
 from torch_max_backend.context import expected_shape
 from torch_max_backend.dims import IntLike, dim_value, static, symbol_for
@@ -188,7 +188,34 @@ def concat(tensors: Sequence[TensorValue], dim: int) -> TensorValue:
     if len(kept) == 1:
         return kept[0]
     axis = normalize_dim(dim, kept[0].rank)
-    return ops.concat([_agree_but(t, kept[0], axis) for t in kept], axis)
+    return join([_agree_but(t, kept[0], axis) for t in kept], axis)
+
+
+def join(tensors: Sequence[TensorValue], axis: int) -> TensorValue:
+    """Concatenates tensors of one rank and dtype that agree but along the axis.
+
+    By our kernel on CPU: MAX 26.6 fuses a widening cast into its own, and gives wrong numbers where
+    the narrow result is used too.
+    """
+    first = tensors[0]
+    if not first.device.is_cpu():
+        return ops.concat(tensors, axis)
+    axis %= first.rank
+    lead, trail = list(first.shape)[:axis], list(first.shape)[axis + 1 :]
+    outer, inner = _product(lead), _product(trail)
+    flat = [reshape(t, [outer, t.shape[axis], inner]) for t in tensors]
+    total = Dim(0)
+    for t in tensors:
+        total = total + t.shape[axis]
+    kind = TensorType(first.dtype, [outer, total, inner], first.device)
+    out = ops.custom("torch_max_backend.concat", first.device, flat, [kind])[0].tensor
+    return reshape(out, [*lead, total, *trail])
+
+
+def stack(tensors: Sequence[TensorValue], axis: int) -> TensorValue:
+    """Concatenates along a new axis."""
+    axis %= tensors[0].rank + 1
+    return join([ops.unsqueeze(t, axis) for t in tensors], axis)
 
 
 def _agree_but(x: TensorValue, other: TensorValue, axis: int) -> TensorValue:
@@ -217,7 +244,7 @@ def roll(x: TensorValue, shifts: Sequence[IntLike], dims: Sequence[int]) -> Tens
             cut = -shift if isinstance(shift, int) and shift < 0 else size - shift
         head = slice_axis(x, axis, 0, cut, 1, cut)
         tail = slice_axis(x, axis, cut, None, 1, size - cut)
-        x = ops.rebind(ops.concat([tail, head], axis), list(x.shape))
+        x = ops.rebind(join([tail, head], axis), list(x.shape))
     return x
 
 
@@ -299,7 +326,7 @@ def _pad_axis(x: TensorValue, axis: int, before: IntLike, value: object) -> Tens
     places = iota(expected_shape()[axis], x.device) - dim_value(before).to(x.device)
     inside = ops.logical_and(places >= 0, places < dim_value(x.shape[axis]).to(x.device))
     index = ops.where(inside, places + 1, as_tensor(0, DType.int64, x.device))
-    return ops.gather(ops.concat([fill, x], axis), index, axis)
+    return ops.gather(join([fill, x], axis), index, axis)
 
 
 def repeat(x: TensorValue, repeats: Sequence[IntLike]) -> TensorValue:
