@@ -96,6 +96,12 @@ def knows(graph: str) -> bool:
     return _marker(graph).exists()
 
 
+def usage() -> tuple[int, int]:
+    """How many entries there are, and their bytes."""
+    sizes = [path.stat().st_size for path in directory().glob(f"??/*{_SUFFIX}")]
+    return len(sizes), sum(sizes)
+
+
 def clear() -> int:
     """Removes every entry; returns how many there were."""
     entries = list(directory().glob(f"??/*{_SUFFIX}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -322,7 +323,8 @@ def test_weights_beside(model: Model, tmp_path: Path):
     """They follow the package; without them, or with others, it is not loaded."""
     path = tmp_path / "model.max"
     made = export(model, (example(), EXTRA), path=path, dynamic_shapes=SHAPES, weights="beside")
-    assert made.weights == tmp_path / "model.max.safetensors"
+    assert made.weights is not None and made.weights.name.endswith(".safetensors")
+    assert set(tmp_path.iterdir()) == {path, made.weights}
     with zipfile.ZipFile(path) as archive:
         assert not any("weights" in name for name in archive.namelist())
     x = example()
@@ -337,6 +339,30 @@ def test_weights_beside(model: Model, tmp_path: Path):
     made.weights.write_bytes(data)
     with pytest.raises(DamagedPackageError, match="the checksum differs"):
         load(path)
+
+
+def full_disk(*arguments: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_export_in_the_place_of_another(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Until the new package stands, the old one and its weights do."""
+    path = tmp_path / "model.max"
+    settings: dict[str, Any] = {"dynamic_shapes": SHAPES, "weights": "beside"}
+    first = export(model, (example(), EXTRA), path=path, **settings)
+    other = Model().eval()
+    with monkeypatch.context() as patch:
+        patch.setattr(package.os, "fsync", full_disk)
+        with pytest.raises(ExportError, match="nothing was changed"):
+            export(other, (example(), EXTRA), path=path, **settings)
+    assert set(tmp_path.iterdir()) == {path, first.weights}
+    x = example()
+    torch.testing.assert_close(load(path)(x, EXTRA)["y"], eager(model, x)["y"])
+    second = export(other, (example(), EXTRA), path=path, **settings)
+    assert set(tmp_path.iterdir()) == {path, second.weights} and first.weights != second.weights
+    torch.testing.assert_close(load(path)(x, EXTRA)["y"], eager(other, x)["y"])
 
 
 def test_the_weights_are_mapped(path: Path):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only, treespec_dumps
 from torch_max_backend import __version__
 from torch_max_backend.aot import package
 from torch_max_backend.aot.call_spec import CallSpec
-from torch_max_backend.aot.loaded import load
+from torch_max_backend.aot.loaded import load, load_metadata_from_package
 from torch_max_backend.aot.metadata import TensorSpec
 from torch_max_backend.aot.size_trees import to_tree
 from torch_max_backend.aot.weights import write_weights
@@ -29,7 +30,7 @@ from torch_max_backend.composites import replace_composites
 from torch_max_backend.cpu import instruction_sets
 from torch_max_backend.decompositions import decompositions
 from torch_max_backend.dims import expression
-from torch_max_backend.errors import ExportError
+from torch_max_backend.errors import ExportError, PackageError
 from torch_max_backend.options import MaxOptions
 from torch_max_backend.passes import run_passes
 from torch_max_backend.signature import read_signature
@@ -79,7 +80,7 @@ def export(
             ``default_dynamic_shapes()`` says (a ViT's: a batch of 1 to 32), static without one.
             "static": every size is that of the example.
         device: where model and inputs are moved before; None leaves them.
-        weights: inside the package, or in ``<path>.safetensors`` beside it.
+        weights: inside the package, or in ``<path>.<checksum>.safetensors`` beside it.
         verify: loads the package again and compares its results with eager PyTorch's.
         fallback: where torch.export fails, try static sizes, then strict=False.
 
@@ -100,28 +101,62 @@ def export(
     spec, constants = _call_spec(lowered)
     run_passes(lowered.graph_module)
     executable = compile_ahead(lowered.graph_module, MaxOptions())
-    beside = path.with_name(path.name + ".safetensors") if weights == "beside" else None
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        file = Path(folder) / package.WEIGHTS
-        write_weights(constants, file)
-        metadata = _metadata(model, lowered, spec, constants, tracing)
-        members: dict[str, bytes | Path] = {package.EXECUTABLE: executable}
-        if beside is None:
-            members[package.WEIGHTS] = file
-        else:
-            metadata["weights_beside"] = {
-                "file": beside.name,
-                "size": file.stat().st_size,
-                "sha256": _sha256(file),
-            }
-        members[package.METADATA] = package.to_text(metadata)
-        members[package.CALL_SPEC] = package.to_text(spec.to_json())
-        if beside is not None:
-            file.replace(beside)
-        package.write(path, _NAME, members)
+    metadata = _metadata(model, lowered, spec, constants, tracing)
+    members: dict[str, bytes | Path] = {
+        package.EXECUTABLE: executable,
+        package.CALL_SPEC: package.to_text(spec.to_json()),
+    }
+    try:
+        beside = _write(path, members, metadata, constants, weights == "beside")
+    except (OSError, SafetensorError) as error:
+        raise ExportError(f"cannot write {path}: {error}; nothing was changed there") from error
     log.info("exported %s to %s (%s)", metadata["model"], path, tracing)
     verified = _verify(path, model, args, kwargs) if verify else None
     return Export(path, beside, tracing, verified)
+
+
+def _write(
+    path: Path,
+    members: dict[str, bytes | Path],
+    metadata: dict[str, Any],
+    constants: Mapping[str, torch.Tensor],
+    separate: bool,
+) -> Path | None:
+    """Writes the package; returns the file of the weights where that lies beside it.
+
+    Its name has their checksum: until the new package stands, an old one keeps the weights it had.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        file = Path(folder) / package.WEIGHTS
+        write_weights(constants, file)
+        beside = None
+        if separate:
+            digest = _sha256(file)
+            beside = path.with_name(f"{path.name}.{digest[:12]}.safetensors")
+            metadata["weights_beside"] = {"file": beside.name, "sha256": digest}
+            file.replace(beside)
+        else:
+            members[package.WEIGHTS] = file
+        members[package.METADATA] = package.to_text(metadata)
+        old = _weights_beside(path)
+        try:
+            package.write(path, _NAME, members)
+        except BaseException:
+            if beside is not None and beside != old:
+                beside.unlink()
+            raise
+    if old is not None and old != beside:
+        old.unlink(missing_ok=True)
+    return beside
+
+
+def _weights_beside(path: Path) -> Path | None:
+    """The file of the weights of a package that is there already."""
+    try:
+        entry = load_metadata_from_package(path, _NAME).get("weights_beside")
+    except PackageError:
+        return None
+    return None if entry is None else path.with_name(Path(entry["file"]).name)
 
 
 def _moved(

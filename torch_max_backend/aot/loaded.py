@@ -9,7 +9,7 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -285,13 +285,36 @@ class MaxCompiledModel:
                 tensor.copy_(results[place])
         return [results[place] for place in spec.outputs]
 
+    def example_inputs(self) -> list[Any]:
+        """Flat inputs that ``run`` takes: random, of the smallest sizes that were exported."""
+        symbols = {name: max(low, 1) for name, (low, _) in self._spec.ranges.items()}
+        inputs: list[Any] = []
+        for place in range(len(self._spec.inputs)):
+            if place in self._spec.fixed:
+                inputs.append(self._spec.fixed[place])
+                continue
+            spec = self._specs_by_place[place]
+            shape = [evaluate(size, symbols) for size in spec.shape]
+            if spec.dtype.is_floating_point:
+                inputs.append(torch.randn(shape).to(spec.device, spec.dtype))
+            else:
+                inputs.append(torch.zeros(shape, dtype=spec.dtype, device=spec.device))
+        return inputs
+
     def infer(self, *args: Any, **kwargs: Any) -> InferenceResult:
         """One call, timed."""
+        return self._timed(lambda: self(*args, **kwargs))
+
+    def infer_flat(self, inputs: Sequence[Any]) -> InferenceResult:
+        """One ``run``, timed."""
+        return self._timed(lambda: self.run(inputs))
+
+    def _timed(self, call: Callable[[], Any]) -> InferenceResult:
         on_gpu = self.device.type != "cpu"
         if on_gpu:
             torch.accelerator.synchronize()
         start = time.perf_counter()
-        outputs = self(*args, **kwargs)
+        outputs = call()
         if on_gpu:
             torch.accelerator.synchronize()
         seconds = time.perf_counter() - start
