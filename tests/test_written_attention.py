@@ -98,6 +98,8 @@ ELSEWHERE = {
     "no product": lambda q, k, v: (q * 2)[..., :7].softmax(-1) @ v,
     "values on the left": lambda q, k, v: v.mT @ scores(q, k).softmax(-1).mT,
     "float64": lambda q, k, v: plain(q.double(), k.double(), v.double()),
+    "a softmax in float64": lambda q, k, v: scores(q, k).double().softmax(-1).float() @ v,
+    "a mask of another kind": lambda q, k, v: (scores(q, k) + torch.arange(7)).softmax(-1) @ v,
     "weights in another dtype": lambda q, k, v: (
         scores(q.bfloat16(), k.bfloat16()).softmax(-1, dtype=torch.float32) @ v
     ),

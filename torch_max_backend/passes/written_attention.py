@@ -75,12 +75,14 @@ def _scores_above(softmax: Node) -> _Scores | None:
     while not _is_product(node):
         if not isinstance(node, Node) or len(node.users) != 1 or not _has(node, shape):
             return None
+        if _dtype(node) not in _DTYPES:
+            return None
         if node.target in _KEEP_VALUES:
             node = node.args[0]
         elif node.target is aten.add.Tensor and mask is None and scale == 1 and not node.kwargs:
             a, b = node.args
             node, added = (a, b) if _may_be_scores(a) else (b, a)
-            if not isinstance(added, Node) or not _dtype(added).is_floating_point:
+            if not isinstance(added, Node) or _dtype(added) not in _DTYPES:
                 return None
             mask = added
         elif (factor := _factor(node)) is not None:
