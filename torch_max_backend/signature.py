@@ -6,7 +6,6 @@ needs no building. All of it is plain data and picklable but for the FX nodes it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,11 +19,11 @@ from torch.utils._sympy import functions as symbolic
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from torch_max_backend.accelerators import to_device_ref
-from torch_max_backend.aot.size_trees import tree_function
 from torch_max_backend.dims import expression, to_dim
 from torch_max_backend.dtypes import to_max
 from torch_max_backend.errors import MaxBackendError
 from torch_max_backend.ops.random import RANDOM_OPERATORS, seed_type
+from torch_max_backend.size_trees import FUNCTIONS, tree_function
 from torch_max_backend.source_lines import source_of
 
 _SYMBOLIC = torch.SymInt | torch.SymFloat | torch.SymBool
@@ -345,23 +344,6 @@ def _hint(size: int | torch.SymInt) -> int:
     return size
 
 
-_MATH = (
-    "acos",
-    "asin",
-    "atan",
-    "cos",
-    "cosh",
-    "exp",
-    "log",
-    "log2",
-    "sin",
-    "sinh",
-    "sqrt",
-    "tan",
-    "tanh",
-)
-
-
 def number_function(expr: Any, symbols: Sequence[str]) -> Callable[..., Any]:
     """A python function of the symbols' values that evaluates an expression of sizes: a number, a
     sympy expression or, from a package, a tree."""
@@ -370,30 +352,9 @@ def number_function(expr: Any, symbols: Sequence[str]) -> Callable[..., Any]:
     if not isinstance(expr, sympy.Basic) or expr.is_number:
         constant = expr if not isinstance(expr, sympy.Basic) else _plain_number(expr)
         return lambda *values: constant
-    functions = {
-        "FloorDiv": lambda a, b: a // b,
-        "CleanDiv": lambda a, b: a // b,
-        "PythonMod": lambda a, b: a % b,
-        "Mod": lambda a, b: a % b,
-        "ModularIndexing": lambda a, b, c: (a // b) % c,
-        "IntTrueDiv": lambda a, b: a / b,
-        "FloatTrueDiv": lambda a, b: a / b,
-        "ToFloat": float,
-        "TruncToInt": int,
-        "FloorToInt": lambda a: int(a // 1),
-        "CeilToInt": lambda a: -int(-a // 1),
-        "PowByNatural": lambda a, b: a**b,
-        "FloatPow": lambda a, b: a**b,
-        "Max": max,
-        "Min": min,
-        "RoundToInt": round,
-        "RoundDecimal": round,
-        "TruncToFloat": lambda a: float(math.trunc(a)),
-        **{f"OpaqueUnaryFn_{name}": getattr(math, name) for name in _MATH},
-    }
     names = [sympy.Symbol(name) for name in symbols]
     plain = expr.subs({s: sympy.Symbol(s.name) for s in expr.free_symbols})
-    return sympy.lambdify(names, plain, modules=[functions, "math"])
+    return sympy.lambdify(names, plain, modules=[FUNCTIONS, "math"])
 
 
 def _plain_number(expr: sympy.Expr) -> int | float:

@@ -33,7 +33,7 @@ class View:
 
     def dense(self) -> bool:
         """Whether the numbers follow each other in the order of the axes."""
-        return same_sizes(self.strides, _dense_strides(self.sizes))
+        return same_sizes(self.strides, dense_strides(self.sizes))
 
     def with_axes(self, sizes: Sequence[Size], strides: Sequence[Size], skip: Size = 0) -> View:
         """Other axes over the same base, ``skip`` numbers further on."""
@@ -51,12 +51,13 @@ def view_of(node: Node) -> View:
     if derived is not None:
         return derived
     sizes = tuple(node.meta["val"].shape)
-    return View(node, sizes, _dense_strides(sizes))
+    return View(node, sizes, dense_strides(sizes))
 
 
-def _dense_strides(sizes: Sequence[Size]) -> tuple[Size, ...]:
-    strides: list[Size] = []
-    step: Size = 1
+def dense_strides(sizes: Sequence[Any]) -> tuple[Any, ...]:
+    """Of a tensor whose numbers follow each other; the sizes may be numbers, SymInts or Dims."""
+    strides: list[Any] = []
+    step: Any = 1
     for size in reversed(sizes):
         strides.insert(0, step)
         step = step * size
@@ -166,7 +167,7 @@ def _unbind(view: View, node: Node) -> View:
 def _reshape(view: View, node: Node) -> View | None:
     sizes = tuple(node.meta["val"].shape)
     if view.dense():
-        return view.with_axes(sizes, _dense_strides(sizes))
+        return view.with_axes(sizes, dense_strides(sizes))
     strides = _split_axes(view, sizes)
     return None if strides is None else view.with_axes(sizes, strides)
 
@@ -189,7 +190,7 @@ def _split_axes(view: View, sizes: Sequence[Size]) -> list[Size] | None:
                 left = left // part
             else:
                 return None
-        strides += [step * stride for step in _dense_strides(group)]
+        strides += [step * stride for step in dense_strides(group)]
     if any(expression(n) != 1 for n in rest):
         return None
     return strides + [1] * len(rest)

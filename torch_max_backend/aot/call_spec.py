@@ -9,7 +9,6 @@ from typing import Any
 from max.dtype import DType
 from max.graph import DeviceRef, TensorType
 
-from torch_max_backend.aot.size_trees import Tree, to_tree
 from torch_max_backend.signature import (
     ArgumentOutput,
     Check,
@@ -20,6 +19,7 @@ from torch_max_backend.signature import (
     RepeatedOutput,
     TensorOutput,
 )
+from torch_max_backend.size_trees import Tree, to_tree
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from torch_max_backend.aot import package
 from torch_max_backend.aot.call_spec import CallSpec
 from torch_max_backend.aot.loaded import load, load_metadata_from_package
 from torch_max_backend.aot.metadata import TensorSpec
-from torch_max_backend.aot.size_trees import to_tree
 from torch_max_backend.aot.weights import write_weights
 from torch_max_backend.compilation import compile_ahead
 from torch_max_backend.composites import replace_composites
@@ -34,6 +33,7 @@ from torch_max_backend.errors import ExportError, PackageError
 from torch_max_backend.options import MaxOptions
 from torch_max_backend.passes import run_passes
 from torch_max_backend.signature import read_signature
+from torch_max_backend.size_trees import to_tree
 from torch_max_backend.sizes import generic_sizes
 
 log = logging.getLogger(__name__)

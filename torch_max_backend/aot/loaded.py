@@ -21,7 +21,6 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten, treespec
 from torch_max_backend.aot import package
 from torch_max_backend.aot.call_spec import CallSpec
 from torch_max_backend.aot.metadata import TensorSpec
-from torch_max_backend.aot.size_trees import evaluate
 from torch_max_backend.aot.weights import read_weights
 from torch_max_backend.cpu import instruction_sets
 from torch_max_backend.errors import (
@@ -33,6 +32,7 @@ from torch_max_backend.errors import (
     PackageNotFoundError,
     PackageVersionError,
 )
+from torch_max_backend.size_trees import evaluate
 
 _MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from torch_max_backend.aot.size_trees import Tree
+from torch_max_backend.size_trees import Tree
 
 
 @dataclass(frozen=True)

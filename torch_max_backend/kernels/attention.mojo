@@ -98,7 +98,8 @@ struct Scratch[dtype: DType](Movable):
         var scores = self.query.unsafe_offset(query)
         self.scores = scores.unsafe_bitcast[Scalar[SUM[Self.dtype]]]()
         self.weights = scores.unsafe_offset(ROWS * self.key_stride)
-        self.result = self.weights.unsafe_offset(ROWS * self.key_stride).unsafe_bitcast[Scalar[SUM[Self.dtype]]]()
+        var result = self.weights.unsafe_offset(ROWS * self.key_stride)
+        self.result = result.unsafe_bitcast[Scalar[SUM[Self.dtype]]]()
 
     def free(self):
         self.keys.unsafe_free()

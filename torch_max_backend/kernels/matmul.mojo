@@ -1,5 +1,4 @@
-"""Products of matrices: sum over k of a[b, m, k] * right[b, n, k] or of a[b, m, k] * right[b, k, n].
-"""
+"""Products of matrices: sums over k of a[b, m, k] times right[b, n, k] or right[b, k, n]."""
 
 from std.math import ceildiv
 from std.runtime import parallelism_level

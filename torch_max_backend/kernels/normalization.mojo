@@ -40,9 +40,14 @@ struct Rows[dtype: DType](Copyable, ImplicitlyCopyable, Movable):
 
 def normalize[
     dtype: DType, gain_dtype: DType, shift_dtype: DType, //, centred: Bool
-](rows: Rows[dtype], gain: Factors[gain_dtype], shift: Factors[shift_dtype], eps: Scalar[SUM[dtype]]):
-    """Each row less its mean (if ``centred``), divided by its root mean square, times ``gain``, plus
-    ``shift`` (if ``centred``)."""
+](
+    rows: Rows[dtype],
+    gain: Factors[gain_dtype],
+    shift: Factors[shift_dtype],
+    eps: Scalar[SUM[dtype]],
+):
+    """Each row divided by its root mean square and times ``gain``; if ``centred``, less its mean
+    before and plus ``shift`` after."""
     var workers = parallelism_level()
     if rows.rows * rows.columns <= SMALL:
         workers = 1

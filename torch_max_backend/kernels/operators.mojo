@@ -13,7 +13,7 @@ from .convolution import Axis, Convolution
 from .functions import gelu, gelu_tanh
 from .matmul import Product, matmul
 from .normalization import Factors, Rows, normalize
-from .units import BytePointer, SUM, SumPointer
+from .units import SUM
 
 
 @register("torch_max_backend.matmul")
@@ -194,7 +194,8 @@ struct Concat:
         ctx: DeviceContext,
     ) raises:
         comptime size = size_of[output.dtype]()
-        var place = output.unsafe_ptr().unsafe_bitcast[UInt8]().unsafe_origin_cast[MutUntrackedOrigin]()
+        var start = output.unsafe_ptr().unsafe_bitcast[UInt8]()
+        var place = start.unsafe_origin_cast[MutUntrackedOrigin]()
         var stride = output.dim_size(1) * output.dim_size(2) * size
         comptime for i in range(inputs.size):
             var row = inputs[i].dim_size(1) * inputs[i].dim_size(2) * size

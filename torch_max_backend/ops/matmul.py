@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from max.dtype import DType
-from max.graph import Dim, TensorType, TensorValue, ops
+from max.graph import TensorType, TensorValue, ops
 
 from torch_max_backend.context import strided_operand
 from torch_max_backend.cpu import multiplies_bfloat16
 from torch_max_backend.dims import static
 from torch_max_backend.ops.shape import agree, broadcast, drop_axes, reshape
 from torch_max_backend.promotion import accumulation_dtype
+from torch_max_backend.views import dense_strides
 
 
 def linear(a: TensorValue, weight: TensorValue) -> TensorValue:
@@ -74,22 +75,11 @@ def _operand_product(a: TensorValue, b: TensorValue, place: int) -> TensorValue:
     operand = strided_operand(place)
     if operand is not None and operand.offset == 0:
         *lead, depth, columns = b.shape
-        weight = operand.base
-        strides = (*_strides_of_lead(weight), 1, depth)
-        if [*lead, columns, depth] == list(weight.shape) and operand.strides == strides:
-            return linear(a, weight)
+        turned = [*lead, columns, depth]
+        *outer, row, one = dense_strides(turned)
+        if turned == list(operand.base.shape) and operand.strides == (*outer, one, row):
+            return linear(a, operand.base)
     return product(a, b, turned=False)
-
-
-def _strides_of_lead(x: TensorValue) -> list[Dim]:
-    """The strides of the axes before the last two."""
-    sizes = list(x.shape)
-    strides: list[Dim] = []
-    step = sizes[-1] * sizes[-2]
-    for size in reversed(sizes[:-2]):
-        strides.insert(0, step)
-        step = step * size
-    return strides
 
 
 def mm(a: TensorValue, b: TensorValue) -> TensorValue:

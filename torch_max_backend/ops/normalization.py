@@ -14,19 +14,14 @@ from torch_max_backend.ops import arithmetic, transcendental
 from torch_max_backend.ops.comparison import is_finite
 from torch_max_backend.ops.constants import constant
 from torch_max_backend.ops.reduction import max_axis
-from torch_max_backend.ops.shape import broadcast, reshape
+from torch_max_backend.ops.shape import broadcast, element_count, reshape
 from torch_max_backend.promotion import accumulation_dtype
 
 
 def _rows(x: TensorValue, normalized_shape: Sequence[IntLike]) -> TensorValue:
     """(..., *normalized_shape) -> (rows, n)."""
-    columns: IntLike = 1
-    for size in normalized_shape:
-        columns = columns * size
-    lead: IntLike = 1
-    for size in list(x.shape)[: x.rank - len(normalized_shape)]:
-        lead = lead * size
-    return reshape(x, [lead, columns])
+    lead = list(x.shape)[: x.rank - len(normalized_shape)]
+    return reshape(x, [element_count(lead), element_count(normalized_shape)])
 
 
 def _factors(value: TensorValue | None, x: TensorValue, fill: float) -> TensorValue:

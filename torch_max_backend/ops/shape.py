@@ -55,12 +55,13 @@ def reshape(x: TensorValue, shape: Sequence[IntLike]) -> TensorValue:
         if Dim(-1) in target or all(isinstance(d, StaticDim) for d in [*target, *x.shape]):
             raise
     sizes, wanted = ([symbol_for(d) for d in dims] for dims in (list(x.shape), target))
-    flat = ops.reshape(ops.rebind(x, sizes), [_product(sizes)])
-    flat = ops.rebind(flat, [_product(wanted)], "a reshape changes the element count")
+    flat = ops.reshape(ops.rebind(x, sizes), [element_count(sizes)])
+    flat = ops.rebind(flat, [element_count(wanted)], "a reshape changes the element count")
     return ops.rebind(ops.reshape(flat, wanted), target)
 
 
-def _product(dims: Iterable[Dim]) -> Dim:
+def element_count(dims: Iterable[IntLike]) -> Dim:
+    """The product of sizes."""
     result = Dim(1)
     for dim in dims:
         result = result * dim
@@ -202,7 +203,7 @@ def join(tensors: Sequence[TensorValue], axis: int) -> TensorValue:
         return ops.concat(tensors, axis)
     axis %= first.rank
     lead, trail = list(first.shape)[:axis], list(first.shape)[axis + 1 :]
-    outer, inner = _product(lead), _product(trail)
+    outer, inner = element_count(lead), element_count(trail)
     flat = [reshape(t, [outer, t.shape[axis], inner]) for t in tensors]
     total = Dim(0)
     for t in tensors:

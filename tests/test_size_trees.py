@@ -6,7 +6,7 @@ import pytest
 import sympy
 from torch.utils._sympy.functions import FloorDiv, Max, Mod
 
-from torch_max_backend.aot.size_trees import evaluate, to_tree, tree_function
+from torch_max_backend.size_trees import evaluate, to_tree, tree_function
 
 n, m = sympy.symbols("n m", integer=True, positive=True)
 EXPRESSIONS = {

@@ -17,7 +17,22 @@ if TYPE_CHECKING:
 
 Tree: TypeAlias = int | float | bool | str | list[Any]
 
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
+_MATH = (
+    "acos",
+    "asin",
+    "atan",
+    "cos",
+    "cosh",
+    "exp",
+    "log",
+    "log2",
+    "sin",
+    "sinh",
+    "sqrt",
+    "tan",
+    "tanh",
+)
+FUNCTIONS: dict[str, Callable[..., Any]] = {
     "Add": lambda *terms: sum(terms),
     "Mul": lambda *factors: reduce(operator.mul, factors),
     "Pow": operator.pow,
@@ -48,7 +63,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "And": lambda *terms: all(terms),
     "Or": lambda *terms: any(terms),
     "Not": operator.not_,
+    **{f"OpaqueUnaryFn_{name}": getattr(math, name) for name in _MATH},
 }
+"""What torch calls the functions of sizes, in Python."""
 
 
 def to_tree(expr: int | float | sympy.Basic) -> Tree:
@@ -68,7 +85,7 @@ def to_tree(expr: int | float | sympy.Basic) -> Tree:
     if expr.is_number:
         return int(expr) if expr.is_integer else float(expr)
     name = type(expr).__name__
-    if name not in _FUNCTIONS:
+    if name not in FUNCTIONS:
         raise ValueError(f"{expr}: a package cannot hold the function {name} of sizes")
     return [name, *map(to_tree, expr.args)]
 
@@ -86,9 +103,9 @@ def evaluate(tree: Tree, values: Mapping[str, int | float]) -> Any:
     if not isinstance(tree, list):
         return tree
     name, *arguments = tree
-    if not isinstance(name, str) or name not in _FUNCTIONS:
+    if not isinstance(name, str) or name not in FUNCTIONS:
         raise ValueError(f"unknown function {name!r}")
-    return _FUNCTIONS[name](*(evaluate(argument, values) for argument in arguments))
+    return FUNCTIONS[name](*(evaluate(argument, values) for argument in arguments))
 
 
 def tree_function(tree: Tree, names: Sequence[str]) -> Callable[..., Any]:
