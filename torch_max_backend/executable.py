@@ -10,6 +10,7 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -42,21 +43,47 @@ def execute_buffers(model: Model, buffers: list[Buffer]) -> list[Buffer]:
     return model._execute_device_tensors(buffers)
 
 
-class _Weight:
-    """A bound weight: the buffer and what must still hold of the tensor for it to be valid.
+Facts = tuple[list[int], list[torch.Size], list[tuple[int, ...]], list[torch.dtype]]
 
-    The buffer keeps the tensor's memory alive, so the entry goes when the tensor does.
+
+def _facts(tensors: Sequence[torch.Tensor]) -> Facts:
+    """All that must still hold of tensors for buffers over them to be valid.
+
+    Dynamo's guards do not tell: they are skipped where a module's dictionary is unchanged.
+    """
+    return (
+        [*map(torch.Tensor.data_ptr, tensors)],
+        [*map(attrgetter("shape"), tensors)],
+        [*map(torch.Tensor.stride, tensors)],
+        [*map(attrgetter("dtype"), tensors)],
+    )
+
+
+class _BoundWeights:
+    """Buffers over the weights, and the facts under which they were made.
+
+    Never changed once made, so that threads need no lock. The buffers keep the memory of the
+    tensors alive, so that ``release`` is called when one of the tensors dies.
+
+    Args:
+        facts: of the weights.
+        buffers: one place for each input of the graph; None where it is bound at each call.
+        copied: the inputs of weights that are not contiguous, hence copied at each call.
     """
 
-    __slots__ = ("buffer", "dtype", "owner", "pointer", "shape", "stride")
-
-    def __init__(self, tensor: torch.Tensor, buffer: Buffer, release: Callable[..., None]) -> None:
-        self.owner = weakref.ref(tensor, release)
-        self.buffer = buffer
-        self.pointer = tensor.data_ptr()
-        self.shape = tensor.shape
-        self.stride = tensor.stride()
-        self.dtype = tensor.dtype
+    def __init__(
+        self,
+        tensors: Sequence[torch.Tensor],
+        facts: Facts,
+        buffers: list[Any],
+        copied: list[int],
+        release: Callable[[Any], None],
+    ) -> None:
+        self.facts = facts
+        self.buffers = buffers
+        self.copied = copied
+        self.pointers = frozenset(facts[0])
+        self._owners = [weakref.ref(tensor, release) for tensor in tensors]
 
 
 class CompiledGraph:
@@ -86,11 +113,18 @@ class CompiledGraph:
         self._prepare = prepare
         self._model: Model | None = None
         static = set(weights)
-        self._inputs = [
-            (b.argument, b.kind, b.argument in static, b.type) for b in signature.inputs
+        self._weights = [
+            (slot, b.argument)
+            for slot, b in enumerate(signature.inputs)
+            if b.kind == "tensor" and b.argument in static
         ]
+        self._inputs = [
+            (slot, b.argument, b.kind)
+            for slot, b in enumerate(signature.inputs)
+            if b.kind != "tensor" or b.argument not in static
+        ]
+        self._bound: _BoundWeights | None = None
         self._devices = [_torch_device(b.type.device) for b in signature.inputs]
-        self._weights: list[_Weight | None] = [None] * len(self._inputs)
         self._unbind = _plan_outputs(signature)
         self._symbols = list(signature.symbols.values())
         self._checks = _plan_checks(signature)
@@ -151,47 +185,47 @@ class CompiledGraph:
         return results
 
     def _bind(self, args: list[Any]) -> tuple[list[Buffer], set[int]]:
-        """Buffers over the arguments' memory, and the addresses they start at."""
-        buffers: list[Buffer] = []
-        pointers: set[int] = set()
-        for slot, (position, kind, is_weight, _) in enumerate(self._inputs):
-            if kind == "seed":
-                buffers.append(_seed_buffer())
-                continue
-            value = args[position]
-            if kind != "tensor":
-                buffers.append(_number_buffer(kind, value))
-                continue
-            pointer = value.data_ptr()
-            pointers.add(pointer)
-            if is_weight:
-                bound = self._weights[slot]
-                if (
-                    bound is not None
-                    and bound.pointer == pointer
-                    and bound.shape == value.shape
-                    and bound.stride == value.stride()
-                    and bound.dtype == value.dtype
-                ):
-                    buffers.append(bound.buffer)
-                    continue
-            buffers.append(self._bind_tensor(slot, value, is_weight))
+        """Buffers over the arguments' memory, and the addresses at which tensors start."""
+        weights = [args[position] for _, position in self._weights]
+        facts = _facts(weights)
+        bound = self._bound
+        if bound is None or bound.facts != facts:
+            bound = self._bound = self._bind_weights(weights, facts)
+        buffers = bound.buffers.copy()
+        for slot in bound.copied:
+            buffers[slot] = self._bind_tensor(slot, args[self.signature.inputs[slot].argument])
+        pointers = set(bound.pointers)
+        for slot, position, kind in self._inputs:
+            if kind == "tensor":
+                pointers.add(args[position].data_ptr())
+                buffers[slot] = self._bind_tensor(slot, args[position])
+            elif kind == "seed":
+                buffers[slot] = _seed_buffer()
+            else:
+                buffers[slot] = _number_buffer(kind, args[position])
         return buffers, pointers
 
-    def _bind_tensor(self, slot: int, value: torch.Tensor, is_weight: bool) -> Buffer:
+    def _bind_weights(self, weights: Sequence[torch.Tensor], facts: Facts) -> _BoundWeights:
+        buffers: list[Any] = [None] * len(self._devices)
+        copied = []
+        for (slot, _), weight in zip(self._weights, weights, strict=True):
+            if weight.is_contiguous():
+                buffers[slot] = self._bind_tensor(slot, weight)
+            else:
+                copied.append(slot)
+        graph = weakref.ref(self)
+        return _BoundWeights(weights, facts, buffers, copied, lambda _: _release(graph))
+
+    def _bind_tensor(self, slot: int, tensor: torch.Tensor) -> Buffer:
         device = self._devices[slot]
-        if value.device != device:
+        if tensor.device != device:
             raise InputError(
-                f"argument {self._inputs[slot][0]} of {self.name} is on {value.device}, the graph "
-                f"was compiled for {device}; move it there with .to({str(device)!r})"
+                f"argument {self.signature.inputs[slot].argument} of {self.name} is on "
+                f"{tensor.device}, the graph was compiled for {device}; move it there with "
+                f".to({str(device)!r})"
             )
-        tensor = value.detach()  # a weight's own object must not be kept alive by its buffer
-        if not tensor.is_contiguous():
-            return Buffer.from_dlpack(tensor.contiguous())
-        buffer = Buffer.from_dlpack(tensor)
-        if is_weight:
-            self._weights[slot] = _Weight(value, buffer, _releaser(self._weights, slot))
-        return buffer
+        # detached: a weight's own object must not be kept alive by its buffer
+        return Buffer.from_dlpack(tensor.detach().contiguous())
 
     def _finish(self, results: list[Buffer], args: list[Any], pointers: set[int]) -> list[Any]:
         symbols = [args[i] if axis is None else args[i].shape[axis] for i, axis in self._symbols]
@@ -223,13 +257,10 @@ class CompiledGraph:
         return outputs
 
 
-def _releaser(weights: list[_Weight | None], slot: int) -> Callable[[Any], None]:
-    def release(reference: Any) -> None:
-        bound = weights[slot]
-        if bound is not None and bound.owner is reference:
-            weights[slot] = None
-
-    return release
+def _release(reference: weakref.ref[CompiledGraph]) -> None:
+    graph = reference()
+    if graph is not None:
+        graph._bound = None
 
 
 def _torch_device(ref: DeviceRef) -> torch.device:
