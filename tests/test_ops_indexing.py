@@ -59,6 +59,15 @@ def gathers() -> Iterator[Case]:
 
 
 def scatters() -> Iterator[Case]:
+    x, source = randn(5, 7, dtype=torch.bool), randn(5, 7, dtype=torch.bool, seed="source")
+    repeated = integers(5, 7, high=3, seed="repeated")
+    lanes = randn(5, 7, seed="lanes").argsort(1)
+    for name, function, *inputs in [
+        ("scatter_add", lambda x, i, s: x.scatter_add(1, i, s), x, repeated, source),
+        ("scatter_reduce", lambda x, i, s: x.scatter(1, i, s, reduce="multiply"), x, lanes, source),
+        ("index_put_add", lambda x, i: x.index_put((i,), x[0], accumulate=True), x, ROWS),
+    ]:
+        yield Case(f"{name}-bool", function, inputs)
     for dtype in (torch.float32, torch.bfloat16, torch.int64):
         x = randn(5, 7, dtype=dtype)
         source = randn(5, 7, dtype=dtype, seed="source")

@@ -20,8 +20,7 @@ from tests.harness import Case, grouped, verdict_test
 from tests.opinfo_exceptions import EXCEPTIONS
 from torch_max_backend.registry import overloads
 
-SAMPLES = 2
-LARGEST = 5000  # elements of a sample
+LARGEST = 20_000  # elements of a sample
 
 FLOATING = """
     acos addcdiv addcmul addmm addmm.decomposed addmv atanh baddbmm bmm cos cumsum einsum erf
@@ -64,30 +63,26 @@ def entries() -> dict[str, Any]:
     }
 
 
-def samples(name: str, dtype: torch.dtype, count: int) -> tuple[Callable[..., Any], list[Any]]:
-    """A function of the tensors of an entry's samples, and these tensors."""
+def sample(name: str, dtype: torch.dtype, place: float) -> tuple[Callable[..., Any], list[Any]]:
+    """A function of the tensors of one of an entry's samples, and these tensors.
+
+    Args:
+        place: which of the samples, from 0 (the first) to below 1.
+    """
     torch.manual_seed(zlib.crc32(name.encode()))
     op = entries()[name].op
     found = list(itertools.islice(_small(entries()[name].sample_inputs("cpu", dtype)), 40))
-    chosen = found[:: max(1, len(found) // count)][:count]
-    flat: list[torch.Tensor] = []
-    calls = []
-    for leaves, spec in chosen:
-        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-        calls.append((leaves, places, spec, len(flat)))
-        flat += [leaves[i] for i in places]
+    leaves, spec = found[int(place * len(found))]
+    tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
 
-    def function(*tensors: Any) -> list[Any]:
-        results = []
-        for leaves, places, spec, first in calls:
-            filled = list(leaves)
-            for offset, place in enumerate(places):
-                filled[place] = tensors[first + offset]
-            args, kwargs = tree_unflatten(filled, spec)
-            results.append(op(*args, **kwargs))
-        return results
+    def function(*values: Any) -> Any:
+        filled = list(leaves)
+        for i, value in zip(tensors, values, strict=True):
+            filled[i] = value
+        args, kwargs = tree_unflatten(filled, spec)
+        return op(*args, **kwargs)
 
-    return function, flat
+    return function, [leaves[i] for i in tensors]
 
 
 def _small(found: Iterator[Any]) -> Iterator[tuple[list[Any], Any]]:
@@ -122,18 +117,18 @@ def _is_exception(case: Case) -> bool:
 
 def cases() -> Iterator[Case]:
     for names, dtypes in [
-        (FLOATING, {torch.float32: SAMPLES, torch.bfloat16: 1}),
-        (NUMBERS, {torch.float32: SAMPLES, torch.int64: 1}),
-        (BOOLS, {torch.bool: 1}),
-        (ANYTHING, {torch.float32: SAMPLES, torch.bool: 1}),
+        (FLOATING, [torch.float32, torch.bfloat16]),
+        (NUMBERS, [torch.float32, torch.int64]),
+        (BOOLS, [torch.bool]),
+        (ANYTHING, [torch.float32, torch.bool]),
     ]:
         for name in names.split():
-            for dtype, count in dtypes.items():
+            for turn, dtype in enumerate(dtypes):  # each dtype takes another sample
                 kind = str(dtype).removeprefix("torch.")
                 yield Case(
                     f"{name}-{kind}",
                     None,
-                    make=partial(samples, name, dtype, count),
+                    make=partial(sample, name, dtype, turn / len(dtypes)),
                     scale="tensor",
                     layout_only=name in UNINITIALISED,
                 )

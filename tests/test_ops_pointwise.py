@@ -103,18 +103,21 @@ OWN_FORMS = [
     *["sigmoid", "softplus", "tanh"],
 ]
 """Ops whose float64 is not computed as float32 is."""
+WITH_EDGES = {*UNARY, *POSITIVE, *UNIT, *POWERS, *BINARY, "pow"}
+"""Ops that edges tries on ordinary numbers too."""
 # Layouts are the binding's concern, not the kernels': some ops stand for all.
 LAYOUT_OPS = ["abs", "gelu", "isnan", "silu", "tanh", "add", "div", "eq", "maximum", "sub_alpha"]
 GRAPH = 20  # cases that share a graph: fewer cost more graphs, more are fused into huge kernels
 
 # Every kernel costs half a second of compile time, so dtypes, symbolic sizes and layouts vary
-# together: an op is tried in float32, in float64 where it is computed otherwise there, and the
-# other variants take turns. OpInfo's samples (test_ops_opinfo.py) add bfloat16 and integers.
+# together: an op is tried in float32, in float64 where it is computed otherwise there (of
+# WITH_EDGES both are in edges), and the other variants take turns. OpInfo's samples
+# (test_ops_opinfo.py) add bfloat16 and integers.
 # PyTorch's fake tensor of this one is row-major where eager's result, of a transposed x, is not.
 FAKE_STRIDES = "floor_divide-broadcast"
 VARIANTS = [
-    (torch.float32, False, "contiguous", lambda i, name: True),
-    (torch.float64, False, "contiguous", lambda i, name: name in OWN_FORMS or i % 4 == 0),
+    (torch.float32, False, "contiguous", lambda i, name: name not in WITH_EDGES),
+    (torch.float64, False, "contiguous", lambda i, name: i % 4 == 0 and name not in OWN_FORMS),
     (torch.bfloat16, False, "contiguous", lambda i, name: i % 4 == 1),
     (torch.float16, False, "contiguous", lambda i, name: i % 4 == 3),
     (torch.float32, True, "transposed", lambda i, name: i % 5 == 0 and name != FAKE_STRIDES),
@@ -263,7 +266,18 @@ def edges() -> Iterator[Case]:
                 continue
             x = SPECIAL.to(dtype)
             x = x[~torch.isin(x, torch.tensor(LEFT_OUT.get(name, []), dtype=dtype))]
-            yield Case(f"{name}-edge-{short(dtype)}", function, [x], signed_zero=True)
+            low, high = (0.05, 9.0) if name in POSITIVE else (-0.9, 0.9)
+            ordinary = uniform(200, low=low, high=high, dtype=dtype)
+            if name in UNARY or name in POWERS:
+                ordinary = randn(200, dtype=dtype, scale=2.0)
+            x = torch.cat([x, ordinary])
+            yield Case(
+                f"{name}-edge-{short(dtype)}",
+                function,
+                [x],
+                signed_zero=True,
+                reference=_gelu_tanh if name == "gelu_tanh" else None,
+            )
     for name, function in {**BINARY, "pow": torch.pow}.items():
         quotients = name in ("div_floor", "div_trunc", "floor_divide", "fmod", "remainder")
         pairs = [MODERATE_LEFT, MODERATE_RIGHT] if quotients else [LEFT, RIGHT]

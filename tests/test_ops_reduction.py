@@ -46,7 +46,7 @@ def floating() -> Iterator[Case]:
                 )
         for name, function in WITH_INDEX.items():
             yield make(f"{name}-dim1-{short(dtype)}", partial(function, dim=1), [x])
-        for dim in (0, 1, -1):
+        for dim in (0, 1, -1) if dtype == torch.float32 else (1,):
             for name, function in SOFTMAX.items():
                 yield make(f"{name}-dim{dim}-{short(dtype)}", partial(function, dim=dim), [x * 3])
         yield make(f"prod-{short(dtype)}", lambda x: x.prod(1), [x])

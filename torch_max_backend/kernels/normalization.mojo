@@ -73,36 +73,44 @@ def _row[
     eps: Scalar[SUM[dtype]],
 ):
     comptime sum = SUM[dtype]
-    comptime width = WIDTH[dtype]
     var source = rows.source.unsafe_offset(start)
     var target = rows.target.unsafe_offset(start)
-    var whole = rows.columns // width * width
     var mean = Scalar[sum](0)
     comptime if centred:
-        var total = SIMD[sum, width](0)
-        for c in range(0, whole, width):
-            total += source.unsafe_load[width=width, alignment=2](c).cast[sum]()
-        mean = total.reduce_add()
-        for c in range(whole, rows.columns):
-            mean += source[unsafe_offset=c].cast[sum]()
-        mean /= Scalar[sum](rows.columns)
-    var squares = SIMD[sum, width](0)
-    for c in range(0, whole, width):
-        var x = source.unsafe_load[width=width, alignment=2](c).cast[sum]() - mean
-        squares = x.fma(x, squares)
-    var square = squares.reduce_add()
-    for c in range(whole, rows.columns):
-        var x = source[unsafe_offset=c].cast[sum]() - mean
-        square += x * x
-    var scale = 1 / sqrt(square / Scalar[sum](rows.columns) + eps)
-    for c in range(0, whole, width):
-        var x = (source.unsafe_load[width=width, alignment=2](c).cast[sum]() - mean) * scale
-        x *= gain.load[sum, width](c)
-        comptime if centred:
-            x += shift.load[sum, width](c)
-        target.unsafe_store[alignment=2](c, x.cast[dtype]())
-    for c in range(whole, rows.columns):
-        var x = (source[unsafe_offset=c].cast[sum]() - mean) * scale * gain.load[sum, 1](c)
-        comptime if centred:
-            x += shift.load[sum, 1](c)
-        target[unsafe_offset=c] = x.cast[dtype]()
+        mean = _total[squared=False](source, rows.columns, mean) / Scalar[sum](rows.columns)
+    var square = _total[squared=True](source, rows.columns, mean) / Scalar[sum](rows.columns)
+    var scale = 1 / sqrt(square + eps)
+    var c = 0
+    comptime for step in range(2):
+        comptime width = WIDTH[dtype] if step == 0 else 1
+        while c + width <= rows.columns:
+            var x = (source.unsafe_load[width=width, alignment=2](c).cast[sum]() - mean) * scale
+            x *= gain.load[sum, width](c)
+            comptime if centred:
+                x += shift.load[sum, width](c)
+            target.unsafe_store[alignment=2](c, x.cast[dtype]())
+            c += width
+
+
+@always_inline
+def _total[
+    dtype: DType, //, squared: Bool
+](
+    source: Pointer[Scalar[dtype], MutUntrackedOrigin], columns: Int, mean: Scalar[SUM[dtype]]
+) -> Scalar[SUM[dtype]]:
+    """The sum of a row's numbers, or of the squares of what they are beyond the mean."""
+    comptime sum = SUM[dtype]
+    var total = Scalar[sum](0)
+    var c = 0
+    comptime for step in range(3):  # four registers at once, lest each addition wait for the last
+        comptime width = [4 * WIDTH[dtype], WIDTH[dtype], 1][step]
+        var part = SIMD[sum, width](0)
+        while c + width <= columns:
+            var x = source.unsafe_load[width=width, alignment=2](c).cast[sum]()
+            comptime if squared:
+                part = (x - mean).fma(x - mean, part)
+            else:
+                part += x
+            c += width
+        total += part.reduce_add()
+    return total

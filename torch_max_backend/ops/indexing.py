@@ -93,6 +93,16 @@ _SCATTERS = {
 }
 
 
+def _scatter(
+    x: TensorValue, source: TensorValue, coordinates: TensorValue, reduce: str | None
+) -> TensorValue:
+    if reduce is None or x.dtype != DType.bool:
+        return _SCATTERS[reduce](x, source, coordinates)
+    # MAX's atomic updates know no bool
+    x, source = ops.cast(x, DType.int32), ops.cast(source, DType.int32)
+    return _SCATTERS[reduce](x, source, coordinates) != 0
+
+
 def scatter(
     x: TensorValue,
     dim: int,
@@ -102,7 +112,7 @@ def scatter(
 ) -> TensorValue:
     """``x`` with ``source`` written at ``x[index[i][j]][j]``, or added to it, or multiplied."""
     axis = normalize_dim(dim, x.rank)
-    return _SCATTERS[reduce](x, source, _coordinates(x, axis, index))
+    return _scatter(x, source, _coordinates(x, axis, index), reduce)
 
 
 def index_put(
@@ -129,8 +139,8 @@ def index_put(
     full = broadcast(values, [*kept[:place], *widest, *kept[place:]])
     to_front = [*range(place, place + rank), *range(place), *range(place + rank, full.rank)]
     order = [*axes, *rest]
-    write = ops.scatter_nd_add if accumulate else ops.scatter_nd
-    out = write(permute(x, order), permute(full, to_front), stacked)
+    reduce = "add" if accumulate else None
+    out = _scatter(permute(x, order), permute(full, to_front), stacked, reduce)
     return permute(out, sorted(range(x.rank), key=order.__getitem__))
 
 
