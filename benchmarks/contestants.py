@@ -38,8 +38,8 @@ def torch_model(case: Case) -> nn.Module:
 
 def _compiled(**settings: Any) -> Contestant:
     def load(case: Case, folder: Path) -> Run:
-        model = torch.compile(torch_model(case), fullgraph=True, dynamic=False, **settings)
-        return _in_precision(case, model)
+        run = _in_precision(case, torch_model(case))
+        return _without_grad(torch.compile(run, fullgraph=True, dynamic=False, **settings))
 
     def prepare(case: Case, folder: Path) -> None:
         load(case, folder)(make_input(case))
@@ -48,18 +48,22 @@ def _compiled(**settings: Any) -> Contestant:
 
 
 def _in_precision(case: Case, model: Callable[[Tensor], Tensor]) -> Run:
+    """Takes float32 images, as ONNX Runtime and OpenVINO do, and casts them itself."""
     dtype = DTYPES[case.dtype]
+    return lambda x: model(x.to(dtype))
 
-    def run(x: Tensor) -> Tensor:
+
+def _without_grad(run: Run) -> Run:
+    def call(x: Tensor) -> Tensor:
         with torch.no_grad():
-            return model(x.to(dtype))
+            return run(x)
 
-    return run
+    return call
 
 
 def _eager() -> Contestant:
     return Contestant(
-        load=lambda case, folder: _in_precision(case, torch_model(case)),
+        load=lambda case, folder: _without_grad(_in_precision(case, torch_model(case))),
         prepare=lambda case, folder: None,
     )
 

@@ -10,8 +10,8 @@ from std.runtime import parallelism_level
 from max.algorithm import sync_parallelize
 from .units import SUM, WIDTH
 
-comptime SMALL = 1 << 14
-"""Numbers that one worker goes through sooner than others wake up."""
+comptime SMALL = 1 << 17
+"""Numbers that one worker goes through sooner than another wakes up."""
 
 
 @fieldwise_init
