@@ -127,5 +127,32 @@ def table(rows: Sequence[Row], ours: str = "max") -> str:
     )
 
 
+def ratios(rows: Sequence[Row], ours: str = "max", format: str = "simple") -> str:
+    """A line a case: the time of every other contestant as a multiple of ours.
+
+    Args:
+        format: one of tabulate's, such as ``"github"``.
+    """
+    cases: dict[tuple[str, str, int, int], dict[str, Row]] = {}
+    for row in rows:
+        cases.setdefault(row.case, {})[row.contestant] = row
+    others = [name for name in dict.fromkeys(row.contestant for row in rows) if name != ours]
+    lines = []
+    for (model, dtype, resolution, batch), found in cases.items():
+        own = found.get(ours)
+        if own is None or own.median is None:
+            continue
+        times = [found[name].median if name in found else None for name in others]
+        lines.append(
+            [
+                *(model, dtype, batch, resolution, _milliseconds(own.median)),
+                *(f"{time / own.median:.2f}" if time else "" for time in times),
+            ]
+        )
+    headers = ["model", "dtype", "batch", "image", f"{ours} (ms)", *others]
+    alignment = ("left", "left", *["right"] * (len(headers) - 2))
+    return tabulate(lines, headers, format, disable_numparse=True, colalign=alignment)
+
+
 def _milliseconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds * 1e3:.1f}"

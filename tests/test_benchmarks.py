@@ -57,6 +57,18 @@ def test_table():
     assert shown[-1] == "openvino: left out: not installed"
 
 
+def test_ratios():
+    rows = [
+        row("eager", [0.3]),
+        row("max", [0.1]),
+        Row("vit-s", 8, 224, "float32", "openvino", "not installed"),
+    ]
+    head, _, line = results.ratios(rows).splitlines()
+    assert head.split()[-3:] == ["(ms)", "eager", "openvino"]
+    assert line.split() == ["vit-s", "float32", "8", "224", "100.0", "3.00"]
+    assert len(results.ratios(rows[:1]).splitlines()) == 2, "nothing of ours, no line"
+
+
 STEADY = [0.99, 1.0, 1.01]
 
 

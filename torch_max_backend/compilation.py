@@ -315,7 +315,12 @@ def _submit(pending: _Pending) -> Program:
 
 @mlir_context()
 def compile_graph(
-    gm: GraphModule, options: MaxOptions, *, kind: str = "graph", weights: Sequence[int] = ()
+    gm: GraphModule,
+    options: MaxOptions,
+    *,
+    kind: str = "graph",
+    weights: Sequence[int] = (),
+    executables: dict[str, bytes] | None = None,
 ) -> CompiledGraph:
     """A callable for one AOTAutograd graph; MAX compiles it at the first call.
 
@@ -323,6 +328,8 @@ def compile_graph(
         gm: an AOTAutograd graph of ATen overloads.
         kind: "forward", "backward" or "inference", for names in logs and profiles.
         weights: positions of the arguments that hold parameters and buffers.
+        executables: by fingerprint; with it the graph's executable is taken from there, or
+            compiled now and added.
 
     Raises:
         UnsupportedOpsError, LoweringError: see graph_builder.
@@ -330,6 +337,11 @@ def compile_graph(
     check_supported(gm)
     pending = _Pending(f"{kind}{next(_counter)}", gm, graph_fingerprint(gm, options), options)
     signature = read_signature(gm)
+    if executables is not None:
+        if pending.key not in executables:
+            executables[pending.key] = compile_ahead(gm, options)
+        executable = executables[pending.key]
+        return CompiledGraph(pending.name, None, signature, weights, lambda: load_ahead(executable))
     program = _submit(pending)
     background = options.compile == "background"
 

@@ -44,13 +44,35 @@ def max_backend(
         OptionError: unknown option or mode.
         UnsupportedOpsError, LoweringError: the graph cannot be lowered.
     """
+    from torch_max_backend import precompiled  # imports this module
+
     settings = MaxOptions.from_mapping(options, mode)
+    if precompiled.is_wanted():
+        return precompiled.precompile(gm, example_inputs, settings)
+    return compile_program(gm, example_inputs, settings)
+
+
+def compile_program(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    settings: MaxOptions,
+    executables: dict[str, bytes] | None = None,
+) -> Callable[..., Any]:
+    """Dynamo's graph through AOTAutograd.
+
+    Args:
+        executables: see :func:`torch_max_backend.compilation.compile_graph`.
+
+    Raises:
+        UnsupportedOpsError, LoweringError: the graph cannot be lowered.
+    """
+    compiler = partial(_compile, settings=settings, executables=executables)
     start = time.perf_counter()
     with collector_paused():
         aot = aot_autograd(
-            fw_compiler=partial(_compile, settings=settings, kind="forward", start=start),
-            bw_compiler=partial(_compile, settings=settings, kind="backward", start=None),
-            inference_compiler=partial(_compile, settings=settings, kind="inference", start=start),
+            fw_compiler=partial(compiler, kind="forward", start=start),
+            bw_compiler=partial(compiler, kind="backward", start=None),
+            inference_compiler=partial(compiler, kind="inference", start=start),
             decompositions=dict(decompositions()),
         )
         return aot(replace_composites(gm), list(example_inputs))
@@ -61,13 +83,16 @@ def _compile(
     example_inputs: Sequence[Any],
     *,
     settings: MaxOptions,
+    executables: dict[str, bytes] | None,
     kind: str,
     start: float | None,
 ) -> Callable[[list[Any]], list[Any]]:
     run_passes(gm)
     if flags.verbose_enabled():
         log.warning("%s graph\n%s", kind, describe_graph(gm))
-    compiled = compile_graph(gm, settings, kind=kind, weights=_static_arguments(kind))
+    compiled = compile_graph(
+        gm, settings, kind=kind, weights=_static_arguments(kind), executables=executables
+    )
     if start is not None and profiling.enabled():
         profiling.record(compiled.name, "trace", start, time.perf_counter())
     return _boxed(compiled) if kind == "backward" else compiled

@@ -1,0 +1,113 @@
+"""``torch.compile(..., backend="max").aot_compile``: what PyTorch saves of a compiled function.
+
+Saved are Dynamo's graph and the executables of the graphs that AOTAutograd makes of it. Loading
+traces the graph anew, which takes seconds, and finds its executables by their fingerprints.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch._dynamo.aot_compile_types import SerializableCallable
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
+from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from torch_max_backend.compiler import compile_program
+from torch_max_backend.options import MaxOptions
+
+_VALUE = "example_value"
+"""Where Dynamo's nodes have their fake value."""
+
+
+def is_wanted() -> bool:
+    """Whether ``aot_compile`` is what calls the backend; it says so in AOTAutograd's settings."""
+    return bool(torch._functorch.config.bundled_autograd_cache)
+
+
+def _without_autograd_cache() -> AbstractContextManager[Any]:
+    """AOTAutograd's own way of saving, which ``aot_compile`` turns on, is for Inductor's code."""
+    return torch._functorch.config.patch(
+        bundled_autograd_cache=False, force_autograd_cache=False, strict_autograd_cache=False
+    )
+
+
+class PrecompiledFunction(SerializableCallable):
+    """A compiled function and the bytes that it can be made from in another process."""
+
+    def __init__(self, function: Callable[..., Any], saved: bytes) -> None:
+        self._function = function
+        self._saved = saved
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+    @classmethod
+    def serialize_compile_artifacts(cls, fn: PrecompiledFunction) -> bytes:
+        """What ``deserialize_compile_artifacts`` takes; a pickle: load what you trust."""
+        return fn._saved
+
+    @classmethod
+    def deserialize_compile_artifacts(cls, data: bytes) -> PrecompiledFunction:
+        """The function; MAX compiles only what was saved by another release, or elsewhere."""
+        state = pickle.loads(data)
+        fake_mode = FakeTensorMode(shape_env=ShapeEnv())
+        gm = _load_graph(state["graph"], fake_mode)
+        inputs = [node.meta[_VALUE] for node in gm.graph.find_nodes(op="placeholder")]
+        with tracing(TracingContext(fake_mode)), torch.set_grad_enabled(state["grad"]):
+            function = compile_program(gm, inputs, state["options"], state["executables"])
+        return cls(function, data)
+
+
+def precompile(
+    gm: GraphModule, example_inputs: Sequence[Any], options: MaxOptions
+) -> PrecompiledFunction:
+    """Compiles now what the function will need.
+
+    Raises:
+        UnsupportedOpsError, LoweringError, CompileError: as max_backend, and MAX's refusal.
+    """
+    state: dict[str, Any] = {
+        "graph": _save_graph(gm),
+        "options": options,
+        "grad": torch.is_grad_enabled(),
+        "executables": {},
+    }
+    with _without_autograd_cache():
+        function = compile_program(gm, example_inputs, options, state["executables"])
+    return PrecompiledFunction(function, pickle.dumps(state))
+
+
+def _save_graph(gm: GraphModule) -> bytes:
+    """PyTorch has no public way to write a graph with symbolic sizes.
+
+    Of the fake values only the arguments' are kept: some of the others cannot be written, and
+    tracing makes them anew.
+    """
+    from torch.fx._graph_pickler import GraphPickler, Options
+
+    arguments = gm.graph.find_nodes(op="placeholder")
+    graphs = [module.graph for module in gm.modules() if isinstance(module, GraphModule)]
+    others = [node for graph in graphs for node in graph.nodes if node not in arguments]
+    values = [(node, node.meta.pop(_VALUE)) for node in others if _VALUE in node.meta]
+    try:
+        return GraphPickler.dumps(gm, Options(ops_filter=None))
+    finally:
+        for node, value in values:
+            node.meta[_VALUE] = value
+
+
+def _load_graph(data: bytes, fake_mode: FakeTensorMode) -> GraphModule:
+    from torch.fx._graph_pickler import GraphPickler
+
+    gm = GraphPickler.loads(data, fake_mode)
+    assert isinstance(gm, GraphModule)
+    for node in gm.graph.find_nodes(op="placeholder"):
+        node._dynamo_source = None  # AOTAutograd asks each for it and takes None
+    gm.recompile()
+    return gm
