@@ -7,10 +7,11 @@ import sys
 import pytest
 import torch
 
-from benchmarks import block_ops, cases, compare, environment, plots, results, startup
+from benchmarks import block_ops, cases, compare, environment, memory, plots, results, startup
 from benchmarks.cases import Case
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.results import Row
+from benchmarks.worker import WorkerError
 
 
 def row(contestant, times, *, batch=8, resolution=224, model="vit-s", **values):
@@ -185,6 +186,31 @@ def test_startup(monkeypatch, capsys):
     asked.clear()
     assert startup.main(["--rounds", "2", "--cold"]) == 0
     assert len(set(asked)) == len(asked) == 8
+
+
+def test_memory(monkeypatch, capsys):
+    def measure(case, contestant):
+        if contestant == "openvino":
+            raise WorkerError("not installed", left_out=True)
+        if contestant == "inductor":
+            raise WorkerError("Traceback\nOSError: no compiler")
+        return [2**20 * n * (1 + (contestant == "max")) for n in (100, 200, 150 + case.batch)]
+
+    monkeypatch.setattr(memory, "measure", measure)
+    chosen = ["--model", "vit-ti", "--batches", "1", "50", "--contestants"]
+    assert memory.main([*chosen, "eager", "max", "openvino"]) == 0
+    title, _, _, *lines = capsys.readouterr().out.splitlines()
+    assert title.startswith("vit-ti, float32, weights 21 MiB")
+    assert lines[0].split() == ["1", "eager", "100", "200", "151", "1.00"]
+    assert lines[4].split() == ["50", "max", "200", "400", "400", "2.00"]
+    assert lines[2].split() == ["1", "openvino", "not", "installed"]
+    assert memory.main([*chosen, "inductor"]) == 1
+    assert "OSError: no compiler" in capsys.readouterr().out
+
+
+def test_memory_of_a_process():
+    imports, first, later = memory.measure(Case("vit-ti", 1, 32, "float32"), "eager")
+    assert 2**26 < imports <= first and later > 2**26
 
 
 def test_environment_is_json():
