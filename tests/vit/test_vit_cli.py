@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vit import HeadConfig, ViTConfig
+from vit.cli import measuring
 from vit.cli.main import cli
 
 CONFIG = ViTConfig(3, [8, 8], [32, 24], 2, 32, 48, 2, dtype=torch.float32, num_cls_tokens=1)
@@ -213,3 +216,67 @@ def test_export_faults(files: Path, tmp_path: Path):
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     assert "Missing key" in fault(*command, "--weights", tmp_path / "other.safetensors")
     assert not (tmp_path / "a.max").exists()
+
+
+def benchmark_arguments(files: Path, *more: object) -> list[object]:
+    counts = ["--warmup-iters", 1, "--latency-iters", 2, "--memory-iters", 1]
+    return ["--configs", files / "vit.yaml", *counts, "--output-dir", files / "measured", *more]
+
+
+def test_benchmark(files: Path):
+    done = run_process(
+        "benchmark",
+        *benchmark_arguments(files, "--backends", "eager", "--backends", "none"),
+        *["--batch-size", 3, "--plot-formats", "png", "--plot-formats", "svg", "--format", "json"],
+    )
+    assert done.returncode == 0, done.stderr
+    assert "none: skipped" in done.stderr and "eager: " in done.stderr
+    content = json.loads(done.stdout)
+    (row,) = content["rows"]
+    assert (row["config_name"], row["batch_size"], row["image_size"]) == ("vit", 3, "32x24")
+    assert (row["pass_mode"], row["backend"]) == ("forward", "eager")
+    assert row["latency_lower_ms"] <= row["latency_ms"] <= row["latency_upper_ms"]
+    assert row["memory_mb"] > 50 and row["gflops"] > 0
+    assert row["images_per_second"] == pytest.approx(3e3 / row["latency_ms"])
+    (failure,) = content["failures"]
+    assert failure["case"].endswith("none")
+    names = ["results.json", "results.csv"]
+    names += [
+        f"{n}.{s}" for n in ("latency", "memory", "gflops", "throughput") for s in ("png", "svg")
+    ]
+    assert [Path(file).name for file in content["files"]] == names
+    assert all(Path(file).stat().st_size for file in content["files"])
+    assert json.loads((files / "measured/results.json").read_text()) == content["rows"]
+    assert (files / "measured/results.csv").read_text().splitlines()[1].startswith("vit,3,32x24")
+
+
+@pytest.mark.parametrize("mode", ["backward", "forward_backward"])
+def test_benchmark_of_training(files: Path, monkeypatch, mode: str):
+    monkeypatch.setattr("vit.cli.benchmark.measure_apart", measuring.measure)
+    more = ["--pass-mode", mode, "--backends", "eager", "--no-plots", "--resolutions", 16]
+    done = run("benchmark", *benchmark_arguments(files, *more))
+    assert done.returncode == 0, done.stderr
+    assert "16x16" in done.stdout and mode in done.stdout and "latency.svg" not in done.stdout
+
+
+def test_benchmark_where_nothing_runs(files: Path, monkeypatch):
+    def fail(case):
+        raise BrokenProcessPool if case.backend == "max" else ValueError("one\ntwo")
+
+    monkeypatch.setattr("vit.cli.benchmark.measure_apart", fail)
+    more = ["--backends", "max", "--backends", "eager"]
+    done = run("benchmark", *benchmark_arguments(files, *more))
+    assert done.returncode == 1
+    assert "max: the process died" in done.stdout and "eager: one\n" in done.stdout
+
+
+def test_flops_of_the_passes(files: Path):
+    config = files / "vit.yaml"
+    case = measuring.BenchmarkCase(config, 2, None, "forward", "eager", "cpu", 0, 1, 1)
+    model = CONFIG.instantiate()
+    x = torch.randn(2, 3, 32, 24)
+    one, two, three = (
+        measuring._flops(replace(case, pass_mode=mode), model, x) for mode in measuring.PASS_MODES
+    )
+    assert (two, three) == (2 * one, 3 * one)
+    assert one > 0

@@ -11,14 +11,12 @@ from typing import Any
 
 import click
 import torch
-import yaml
 from tabulate import tabulate
 
 from torch_max_backend.cli.output import first_line, format_option, progress, show
-from vit import ViTConfig
+from vit.cli.benchmark import benchmark
+from vit.cli.parameters import FILE, Device, Shape, read_config
 from vit.config import DTYPES
-
-FILE = click.Path(path_type=Path)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,36 +29,7 @@ def cli() -> None:
     """
 
 
-class Shape(click.ParamType):
-    """Sizes with commas between, such as 8,3,224,224."""
-
-    name = "B,C,H,W"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
-        try:
-            sizes = tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            sizes = ()
-        if not sizes or min(sizes) < 1:
-            self.fail(f"{value!r} is no list of sizes such as 8,3,224,224", param, ctx)
-        return sizes
-
-
-class Device(click.ParamType):
-    """cpu, cuda, cuda:N, mps; in any case."""
-
-    name = "DEVICE"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> torch.device:
-        try:
-            device = torch.device(str(value).lower())
-        except RuntimeError:
-            self.fail(f"{value!r} is no device; use cpu, cuda, cuda:N or mps", param, ctx)
-        if device.type != "cpu" and not torch.accelerator.is_available():
-            self.fail(f"this machine has no {device.type} device", param, ctx)
-        return device
-
-
+cli.add_command(benchmark)
 dtype_option = click.option("--dtype", type=click.Choice(sorted(DTYPES)), help="Of the model.")
 
 
@@ -95,7 +64,7 @@ def summarize(config: Path, form: str) -> None:
     """
     from vit.cli.summary import summarize as describe
 
-    show(describe(_read_config(config)), form, _summary_text)
+    show(describe(read_config(config)), form, _summary_text)
 
 
 def _summary_text(found: dict[str, Any]) -> str:
@@ -107,13 +76,6 @@ def _summary_text(found: dict[str, Any]) -> str:
             rows.append([section, name, f"{value:.3f}" if isinstance(value, float) else shown])
             section = ""
     return tabulate(rows, tablefmt="plain", disable_numparse=True)
-
-
-def _read_config(path: Path) -> ViTConfig:
-    try:
-        return ViTConfig.from_yaml(path)
-    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise click.ClickException(f"{path}: {' '.join(str(error).split())}") from None
 
 
 @cli.command()
@@ -142,7 +104,7 @@ def export(
     from torch_max_backend import MaxBackendError
     from torch_max_backend import export as export_package
 
-    made = _read_config(config)
+    made = read_config(config)
     expected = (made.in_channels, *made.img_size)
     shape = shape or (2, *expected)
     if shape[1:] != expected:
