@@ -25,7 +25,7 @@ import shlex
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -91,6 +91,14 @@ class Case:
             return self
         function, inputs = self.make()
         return replace(self, function=function, inputs=inputs, make=None)
+
+
+def in_turns(operations: Iterable[Any], place: int) -> list[Any]:
+    """The operations that a dtype is tried on: all by the first, the others share them.
+
+    A kernel takes MAX half a second to compile, so that not every operation can meet every dtype.
+    """
+    return [item for i, item in enumerate(operations) if place == 0 or (i + place) % 3 == 0]
 
 
 def seeded(name: str) -> torch.Generator:

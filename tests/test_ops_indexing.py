@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from tests.harness import Case, comparison, grouped, integers, randn, short, strided
+from tests.harness import Case, comparison, grouped, in_turns, integers, randn, short, strided
 
 INDEX = integers(3, 4, low=-5, high=5, seed="index")
 ROWS = integers(6, high=5, seed="rows")
@@ -22,10 +22,11 @@ def permuted(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def gathers() -> Iterator[Case]:
-    for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.bool):
+    dtypes = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
+    for place, dtype in enumerate(dtypes):
         x = randn(5, 7, 6, dtype=dtype)
         around = integers(5, 3, 6, high=7, seed="around")
-        for name, function, *inputs in [
+        operations = [
             ("gather", lambda x, i: x.gather(1, i), x, around),
             ("gather_smaller", lambda x, i: x.gather(1, i[:2, :, :4]), x, around),
             ("take_along_dim", lambda x, i: x.take_along_dim(i, 1), x, around),
@@ -43,7 +44,8 @@ def gathers() -> Iterator[Case]:
             ("index_list", lambda x: x[[0, 2, -1]], x),
             ("index_none", lambda x, i: x[None, i, None], x, INDEX),
             ("cls_token", lambda x: x[torch.arange(5), torch.arange(5) % 7], x),
-        ]:
+        ]
+        for name, function, *inputs in in_turns(operations, place):
             yield Case(f"{name}-{short(dtype)}", function, inputs, exact=True)
     for kind in ("transposed", "sliced", "expanded"):
         x = strided(randn(5, 7, 6), kind)
@@ -68,12 +70,12 @@ def scatters() -> Iterator[Case]:
         ("index_put_add", lambda x, i: x.index_put((i,), x[0], accumulate=True), x, ROWS),
     ]:
         yield Case(f"{name}-bool", function, inputs)
-    for dtype in (torch.float32, torch.bfloat16, torch.int64):
+    for place, dtype in enumerate((torch.float32, torch.bfloat16, torch.int64)):
         x = randn(5, 7, dtype=dtype)
         source = randn(5, 7, dtype=dtype, seed="source")
         lanes = randn(5, 7, seed="lanes").argsort(1)[:, :3]
         repeated = integers(5, 7, high=3, seed="repeated")
-        for name, function, *inputs in [
+        operations = [
             ("scatter", lambda x, i, s: x.scatter(1, i, s), x, lanes, source),
             ("scatter_value", lambda x, i: x.scatter(1, i, 2.0), x, lanes),
             (
@@ -118,7 +120,8 @@ def scatters() -> Iterator[Case]:
             ),
             ("index_fill", lambda x, i: x.index_fill(1, i, 4), x, ROWS),
             ("mask_assign", lambda x, s: _assigned(x, s), x, source),
-        ]:
+        ]
+        for name, function, *inputs in in_turns(operations, place):
             if name == "index_put" and dtype == torch.float32:
                 inputs[1] = torch.tensor([4, 0, 2])
             elif name == "index_put":
@@ -144,16 +147,17 @@ def _masked_assign(x: torch.Tensor, rows: torch.Tensor, grid: torch.Tensor) -> t
 
 
 def sorting() -> Iterator[Case]:
-    for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.int32):
+    for place, dtype in enumerate((torch.float32, torch.bfloat16, torch.int64, torch.int32)):
         x = permuted(4, 9, 3, dtype=dtype)
-        for name, function in {
+        operations = {
             "sort": lambda x: x.sort(1),
             "sort_descending": lambda x: x.sort(0, descending=True),
             "argsort": lambda x: x.argsort(1),
             "topk": lambda x: x.topk(3, 1),
             "topk_smallest": lambda x: x.topk(2, 1, largest=False),
             "topk_all": lambda x: x.topk(9, 1),
-        }.items():
+        }
+        for name, function in in_turns(operations.items(), place):
             yield Case(f"{name}-{short(dtype)}", function, [x], exact=True)
     ties = torch.tensor([[3.0, 1.0, 3.0, 1.0, 2.0], [5.0, 5.0, 5.0, 5.0, 5.0]])
     odd = torch.tensor(

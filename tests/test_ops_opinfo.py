@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
 
-import pytest
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from tests.harness import Case, grouped, verdict_test
-from tests.opinfo_exceptions import EXCEPTIONS
+from tests.harness import Case, comparison, grouped
 from torch_max_backend.registry import overloads
 
 LARGEST = 20_000  # elements of a sample
@@ -110,11 +108,6 @@ UNLISTED = {
 """Entries of operators in the table whose samples are left out, and why."""
 
 
-def _is_exception(case: Case) -> bool:
-    name, _, dtype = case.id.rpartition("-")
-    return (name, dtype) in EXCEPTIONS
-
-
 def cases() -> Iterator[Case]:
     for names, dtypes in [
         (FLOATING, [torch.float32, torch.bfloat16]),
@@ -122,31 +115,22 @@ def cases() -> Iterator[Case]:
         (BOOLS, [torch.bool]),
         (ANYTHING, [torch.float32, torch.bool]),
     ]:
-        for name in names.split():
-            for turn, dtype in enumerate(dtypes):  # each dtype takes another sample
-                kind = str(dtype).removeprefix("torch.")
-                yield Case(
-                    f"{name}-{kind}",
-                    None,
-                    make=partial(sample, name, dtype, turn / len(dtypes)),
-                    scale="tensor",
-                    layout_only=name in UNINITIALISED,
-                )
+        for i, name in enumerate(names.split()):
+            turn = i % len(dtypes)  # each dtype takes other entries, and another sample
+            dtype = dtypes[turn]
+            kind = str(dtype).removeprefix("torch.")
+            yield Case(
+                f"{name}-{kind}",
+                None,
+                make=partial(sample, name, dtype, turn / len(dtypes)),
+                scale="tensor",
+                layout_only=name in UNINITIALISED,
+            )
 
 
-# what is expected to fail stands alone, lest its neighbours be tried again one by one
-CASES = grouped([case for case in cases() if not _is_exception(case)], 6)
-CASES += [case for case in cases() if _is_exception(case)]
+CASES = grouped(list(cases()), 6)
 
-
-@pytest.mark.parametrize("case", CASES, ids=[case.id for case in CASES])
-def test_opinfo(case: Case, verdicts: dict[str, str | None], request: Any) -> None:
-    name, _, dtype = case.id.rpartition("-")
-    reason = EXCEPTIONS.get((name, dtype))
-    if reason is None:
-        verdict_test(case, verdicts, request)
-    else:
-        assert verdicts[case.id] is not None, f"passes, but is listed as: {reason}"
+test_opinfo = comparison(CASES)
 
 
 def test_every_entry_is_listed() -> None:

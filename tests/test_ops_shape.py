@@ -83,6 +83,12 @@ MOVES = {
     "hstack": lambda x: torch.hstack([x, x]),
     "swapaxes": lambda x: x.swapaxes(0, 1).flatten(),
 }
+FIXED = [
+    *["view", "reshape", "expand", "expand_add", "as_strided", "unflatten", "window_partition"],
+    *["pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "assign", "diagonal"],
+    *["chunk", "unbind", "split", "split_sizes"],  # the number of results is a size's
+]
+"""Moves that fit one shape only."""
 PADDINGS = {
     "reflect": lambda x: F.pad(x, (2, 1, 1, 3), mode="reflect"),
     "replicate": lambda x: F.pad(x, (2, 1, 1, 3), mode="replicate"),
@@ -101,7 +107,10 @@ def moves() -> Iterator[Case]:
     others = (torch.bfloat16, torch.int64, torch.bool)
     for i, (name, function) in enumerate(MOVES.items()):
         arithmetic = name in ("expand_add", "select_scatter")
-        for dtype in (torch.float32, torch.bfloat16 if arithmetic else others[i % 3]):
+        dtypes = [torch.bfloat16 if arithmetic else others[i % 3]]
+        if name in FIXED:
+            dtypes.append(torch.float32)  # symbolic tries the others in it
+        for dtype in dtypes:
             x = randn(4, 6, 8, dtype=dtype)
             yield Case(f"{name}-{short(dtype)}", function, [x], exact=True)
     for kind in ("transposed", "sliced", "expanded"):
@@ -119,13 +128,9 @@ def moves() -> Iterator[Case]:
 
 
 def symbolic() -> Iterator[Case]:
-    fixed = ["view", "reshape", "expand", "expand_add", "as_strided", "unflatten"]
-    fixed += ["window_partition", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"]
-    fixed += ["chunk", "unbind", "split", "split_sizes"]  # the number of results is a size's
-    fixed += ["assign", "diagonal"]
     x, y = randn(4, 6, 8), randn(5, 7, 9)
     for name, function in MOVES.items():
-        if name not in fixed:
+        if name not in FIXED:
             yield Case(f"{name}-dynamic", function, [x], dynamic=True, others=[[y]], exact=True)
     for name, function in {
         "view": lambda x: x.view(x.shape[0] * x.shape[1], -1),
