@@ -52,7 +52,7 @@ def _latency(folder: Path, title: str, rows: Sequence[Row]) -> Path:
         for case in cases
     }
     names = [name for name in COLOURS if any(row.contestant == name for row in rows)]
-    figure, axes = _axes(title, width=2 + 1.6 * len(cases))
+    figure, axes = _axes(title, width=4 + 1.6 * len(cases))
     width = 0.8 / max(len(names), 1)
     for place, name in enumerate(names):
         by_case = {(row.resolution, row.batch): row for row in rows if row.contestant == name}
@@ -97,7 +97,7 @@ def _scaling(folder: Path, title: str, rows: Sequence[Row], axis: str) -> Path:
     return _save(folder, f"{axis} {title}", figure, axes)
 
 
-def _axes(title: str, width: float = 6) -> tuple[Any, Any]:
+def _axes(title: str, width: float = 8) -> tuple[Any, Any]:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(width, 4), layout="constrained")
@@ -109,7 +109,7 @@ def _axes(title: str, width: float = 6) -> tuple[Any, Any]:
 def _save(folder: Path, name: str, figure: Any, axes: Any) -> Path:
     from matplotlib import pyplot
 
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     path = folder / (name.replace(", ", "-").replace(" ", "-") + ".svg")
     figure.savefig(path)
     pyplot.close(figure)

@@ -54,7 +54,7 @@ def write_plots(folder: Path, rows: Sequence[dict[str, Any]], formats: Sequence[
         axes.set_ylabel(label)
         axes.set_title(f"{name}, {rows[0]['pass_mode']}")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
         for suffix in formats:
             path = folder / f"{name}.{suffix}"
             figure.savefig(path)
