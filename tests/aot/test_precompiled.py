@@ -22,6 +22,7 @@ import json, sys
 import torch
 from torch_max_backend.compilation import statistics
 
+torch.set_num_threads(int(sys.argv[1]))  # PyTorch's guards ask for the number it was compiled with
 with open("function.pt", "rb") as file, torch.no_grad():
     function = torch.compiler.load_compiled_function(file)
 module, inputs, expected = torch.load("example.pt", weights_only=False)
@@ -71,7 +72,7 @@ def test_a_saved_function_runs_in_another_process(tmp_path: Path) -> None:
         "MODULAR_CACHE_DIR": str(tmp_path / "empty too"),
     }
     done = subprocess.run(
-        [sys.executable, "-c", LOAD],
+        [sys.executable, "-c", LOAD, str(torch.get_num_threads())],
         cwd=tmp_path,
         env={**os.environ, **flags},
         capture_output=True,
