@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrained_models.comparison import randomise_
+from vit.flops import product_flops
 
 SEED = 0
 SIZES = {  # depth, width, MLP width, heads (arXiv 2012.12877, 2010.11929)
@@ -68,14 +69,8 @@ def make_input(case: Case) -> Tensor:
 
 def flops(case: Case) -> int:
     """Floating-point operations of one call: those of its matrix products, two per product."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model = make_model(case).requires_grad_(False)
-    # the counter does not know the CPU's fused attention
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(make_input(Case(case.model, 1, case.resolution, case.dtype)))
-    return int(counter.get_total_flops()) * case.batch
+    one = replace(case, batch=1)
+    return product_flops(make_model(case), make_input(one)) * case.batch
 
 
 def _vit(name: str, resolution: int) -> nn.Module:

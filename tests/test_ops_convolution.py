@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from tests.harness import FLOATS, Case, comparison, grouped, randn, short, strided
+from tests.harness import FLOATS, Case, comparison, grouped, in_turns, randn, short, strided
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -57,25 +57,20 @@ def convolutions() -> Iterator[Case]:
         yield Case(f"patch_rows-{rank}d", rows, patches, scale="tensor")
         one = [randn(2, 4, *SIZES[rank]), randn(5, 4, *([1] * rank))]
         yield Case(f"conv{rank}d-1x1", function, one, scale="tensor")
-    for dtype in FLOATS:
+    for place, dtype in enumerate(FLOATS):
         x, weight, bias = (t.to(dtype) for t in (randn(2, 4, 9, 11), randn(6, 4, 3, 3), randn(6)))
-        yield Case(
-            f"conv2d-{short(dtype)}",
-            partial(F.conv2d, padding=1),
-            [x, weight, bias],
-            scale="tensor",
-        )
         big = [randn(2, 3, 32, 32).to(dtype), randn(24, 3, 8, 8).to(dtype), randn(24).to(dtype)]
-        yield Case(
-            f"patch_embedding-{short(dtype)}", partial(F.conv2d, stride=8), big, scale="tensor"
-        )
         rows = _rows(partial(F.conv2d, stride=8))
-        yield Case(f"patch_rows-{short(dtype)}", rows, big, scale="tensor")
-        yield Case(f"patch_rows-no_bias-{short(dtype)}", rows, big[:2], scale="tensor")
         up = [randn(2, 4, 5, 6).to(dtype), randn(4, 3, 2, 2).to(dtype)]
-        yield Case(
-            f"unpatch-{short(dtype)}", partial(F.conv_transpose2d, stride=2), up, scale="tensor"
-        )
+        operations = [
+            ("conv2d", partial(F.conv2d, padding=1), x, weight, bias),
+            ("patch_embedding", partial(F.conv2d, stride=8), *big),
+            ("patch_rows-no_bias", rows, *big[:2]),
+            ("unpatch", partial(F.conv_transpose2d, stride=2), *up),
+        ]
+        for name, function, *inputs in in_turns(operations, place):
+            yield Case(f"{name}-{short(dtype)}", function, inputs, scale="tensor")
+        yield Case(f"patch_rows-{short(dtype)}", rows, big, scale="tensor")
     x, weight = strided(randn(2, 4, 9, 11), "transposed"), randn(6, 4, 3, 3)
     yield Case("conv2d-transposed_input", F.conv2d, [x, weight], scale="tensor")
     last = randn(2, 4, 8, 8).to(memory_format=torch.channels_last)

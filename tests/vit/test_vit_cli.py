@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from vit import HeadConfig, ViTConfig
 from vit.cli import measuring
 from vit.cli.main import cli
+from vit.flops import product_flops
 
 CONFIG = ViTConfig(3, [8, 8], [32, 24], 2, 32, 48, 2, dtype=torch.float32, num_cls_tokens=1)
 
@@ -270,13 +271,11 @@ def test_benchmark_where_nothing_runs(files: Path, monkeypatch):
     assert "max: the process died" in done.stdout and "eager: one\n" in done.stdout
 
 
-def test_flops_of_the_passes(files: Path):
-    config = files / "vit.yaml"
-    case = measuring.BenchmarkCase(config, 2, None, "forward", "eager", "cpu", 0, 1, 1)
-    model = CONFIG.instantiate()
-    x = torch.randn(2, 3, 32, 24)
+def test_rate_of_the_passes(files: Path, monkeypatch):
+    monkeypatch.setattr(measuring, "_one_pass", lambda *_: 0.5)
+    case = measuring.BenchmarkCase(files / "vit.yaml", 2, None, "forward", "eager", "cpu", 0, 2, 1)
     one, two, three = (
-        measuring._flops(replace(case, pass_mode=mode), model, x) for mode in measuring.PASS_MODES
+        measuring.measure(replace(case, pass_mode=mode))["gflops"] for mode in measuring.PASS_MODES
     )
-    assert (two, three) == (2 * one, 3 * one)
-    assert one > 0
+    assert one == product_flops(CONFIG.instantiate(), torch.randn(2, 3, 32, 24)) / 0.5 / 1e9 > 0
+    assert (two, three) == pytest.approx((2 * one, 3 * one))

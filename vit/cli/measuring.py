@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -15,8 +17,10 @@ import torch
 from torch import Tensor
 
 from vit import ViTConfig
+from vit.flops import product_flops
 
-PASS_MODES = ("forward", "backward", "forward_backward")
+PASS_MODES = {"forward": 1, "backward": 2, "forward_backward": 3}
+"""What is timed, and its matrix products as a multiple of the forward's."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def measure(case: BenchmarkCase) -> dict[str, Any]:
         "latency_lower_ms": lower * 1e3,
         "latency_upper_ms": upper * 1e3,
         "memory_mb": memory / 2**20,
-        "gflops": _flops(case, model, x) / median / 1e9,
+        "gflops": product_flops(model, x) * PASS_MODES[case.pass_mode] / median / 1e9,
     }
 
 
@@ -121,9 +125,6 @@ def _peak_memory(case: BenchmarkCase, call: Callable[[], Any]) -> int:
 
 def _peak_resident(call: Callable[[], Any], count: int) -> int:
     """The high-water mark of the calls alone where Linux lets it be reset, else of the process."""
-    import resource
-    import sys
-
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not reset.exists():
         unit = 1 if sys.platform == "darwin" else 1024
@@ -135,16 +136,3 @@ def _peak_resident(call: Callable[[], Any], count: int) -> int:
         call()
     (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
-
-
-def _flops(case: BenchmarkCase, model: torch.nn.Module, x: Tensor) -> int:
-    """Of the matrix products; a backward pass has twice those of the forward."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
-    # the counter does not know the CPU's fused attention
-    with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):
-        model(x)
-    passes = {"forward": 1, "backward": 2, "forward_backward": 3}
-    return int(counter.get_total_flops()) * passes[case.pass_mode]

@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 from vit import ViT, ViTConfig
+from vit.flops import product_flops
 
 ARCHITECTURE = ("depth", "hidden_size", "ffn_hidden_size", "num_attention_heads")
 
@@ -40,7 +41,8 @@ def summarize(config: ViTConfig) -> dict[str, Any]:
     Parameters are counted in a model without storage; FLOPs are those of the matrix products of one
     image, two per multiplication.
     """
-    model = config.instantiate(device="meta")
+    model = config.instantiate(device="meta").eval()
+    image = torch.empty(1, config.in_channels, *config.img_size, dtype=config.dtype, device="meta")
     grid = [i // p for i, p in zip(config.img_size, config.patch_size, strict=True)]
     patches = math.prod(grid)
     parameters = _parameters(model)
@@ -63,7 +65,7 @@ def summarize(config: ViTConfig) -> dict[str, Any]:
             "params_mb": size / 2**20,
             "dtype": str(config.dtype).removeprefix("torch."),
         },
-        "flops": _flops(model, config),
+        "flops": product_flops(model, image),
     }
 
 
@@ -95,15 +97,3 @@ def _of(module: nn.Module | None) -> Iterable[nn.Parameter]:
 
 def _count(parameters: Iterable[torch.Tensor]) -> int:
     return sum(parameter.numel() for parameter in parameters)
-
-
-def _flops(model: ViT, config: ViTConfig) -> int:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    x = torch.empty(1, config.in_channels, *config.img_size, dtype=config.dtype, device="meta")
-    model = model.eval().requires_grad_(False)
-    # the counter does not know the fused attention of every device
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(x)
-    return int(counter.get_total_flops())
