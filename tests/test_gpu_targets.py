@@ -58,12 +58,13 @@ def gpu_graph(function, *args, dynamic=False):
 def vit(dtype, **changes):
     """A ViT of one layer; heads are 64 wide, as in most published models.
 
-    Every distinct matrix shape costs half a minute of compile, so they are few.
+    Every distinct matrix shape costs half a minute of compile, symbolic sizes in bfloat16 two
+    minutes on sm_90, so they are few.
     """
     from vit import ViTConfig
 
     torch.manual_seed(0)
-    config = ViTConfig(3, (16, 16), (64, 48), 1, 64, 64, 1, dtype=dtype, **changes)
+    config = ViTConfig(1, (8, 8), (32, 24), 1, 64, 64, 1, dtype=dtype, **changes)
     return config.instantiate().eval()
 
 
@@ -72,10 +73,10 @@ def vit(dtype, **changes):
 # api, architecture, dtype, options of the model, symbolic sizes, MAX's flash attention kernel
 TARGETS = {
     "sm_80": ("cuda", "float32", {"norm_type": "layernorm", "pos_enc": "rope"}, False, True),
-    "sm_90": ("cuda", "bfloat16", {"norm_type": "rmsnorm", "pos_enc": "learnable"}, True, True),
+    "sm_90": ("cuda", "bfloat16", {"norm_type": "rmsnorm", "pos_enc": "learnable"}, False, True),
     # in bfloat16, MAX 26.6 chooses instructions that gfx942 lacks, for matrix products and for
     # flash attention; attention is composed on HIP
-    "gfx942": ("hip", "float32", {"norm_type": "layernorm", "pos_enc": "rope"}, False, False),
+    "gfx942": ("hip", "float32", {"norm_type": "layernorm", "pos_enc": "rope"}, True, False),
 }
 
 
@@ -111,7 +112,7 @@ def compile_for(architecture):
     from max import engine
 
     model = vit(getattr(torch, dtype), **changes)
-    x = torch.randn(2, 3, 64, 48, dtype=getattr(torch, dtype))
+    x = torch.randn(2, 1, 32, 24, dtype=getattr(torch, dtype))
     graph, module = gpu_graph(lambda x: model(x).visual_tokens, x, dynamic=dynamic)
     session = engine.InferenceSession(devices=[driver.Accelerator()])
     compiled = session.compile(module)
@@ -216,7 +217,7 @@ def test_operators_are_lowered_on_the_gpu(name, dynamic):
 @pytest.mark.parametrize("name", MODELS)
 def test_models_are_lowered_on_the_gpu(name, dynamic):
     model = vit(torch.float32, **MODELS[name])
-    graph, _ = gpu_graph(lambda x: model(x).visual_tokens, randn(2, 3, 64, 48), dynamic=dynamic)
+    graph, _ = gpu_graph(lambda x: model(x).visual_tokens, randn(2, 1, 32, 24), dynamic=dynamic)
     assert_on_gpu(graph)
     assert "mo.mha.no_cache" in str(graph)
 
