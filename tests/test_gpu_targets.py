@@ -1,44 +1,15 @@
 """GPUs without a GPU: lowerings placed on a device, code for CUDA and HIP, inputs and streams.
 
 Graphs are traced on the CPU and then moved: a CPU build of torch cannot run cuda tensors, but it
-can describe them. The marked tests compile for virtual devices, which is a mode of the whole
-process, so each has one of its own; this file is also the program that they run.
+can describe them.
 """
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import zipfile
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import tree_map_only
-
-ROOT = Path(__file__).parents[1]
-GPU = torch.device("cuda", 0)
-
-
-def moved(gm):
-    """A graph traced on the CPU, on the GPU: fake values and device arguments."""
-
-    def move(value):
-        with value.fake_mode:
-            meta = torch.empty_strided(
-                value.shape, value.stride(), dtype=value.dtype, device="meta"
-            )
-            return FakeTensor(value.fake_mode, meta, GPU)
-
-    for node in gm.graph.nodes:
-        literal = node.op == "get_attr" and not node.target.endswith("_folded")
-        if "val" in node.meta and not literal:
-            node.meta["val"] = tree_map_only(FakeTensor, move, node.meta["val"])
-        node.args = tree_map_only(torch.device, lambda device: GPU, node.args)
-        node.kwargs = tree_map_only(torch.device, lambda device: GPU, dict(node.kwargs))
-    return gm
 
 
 def gpu_graph(function, *args, dynamic=False):
@@ -50,7 +21,7 @@ def gpu_graph(function, *args, dynamic=False):
     from torch_max_backend.options import MaxOptions
 
     module = Module()
-    gm = moved(trace(function, *args, dynamic=dynamic))
+    gm = trace(function, *args, dynamic=dynamic, on_gpu=True)
     graph, _ = build_graph(gm, module, "g0", MaxOptions())
     return graph, module
 
@@ -70,61 +41,54 @@ def vit(dtype, **changes):
 
 # --------------------------------------------------------------------------- code for a target
 
-# api, architecture, dtype, options of the model, symbolic sizes, MAX's flash attention kernel
+# architecture: API, dtype, options of the model, symbolic batch
 TARGETS = {
-    "sm_80": ("cuda", "float32", {"norm_type": "layernorm", "pos_enc": "rope"}, False, True),
-    "sm_90": ("cuda", "bfloat16", {"norm_type": "rmsnorm", "pos_enc": "learnable"}, False, True),
+    "sm_80": ("cuda", "float32", {"norm_type": "layernorm", "pos_enc": "rope"}, False),
+    "sm_90": ("cuda", "bfloat16", {"norm_type": "rmsnorm", "pos_enc": "learnable"}, False),
     # in bfloat16, MAX 26.6 chooses instructions that gfx942 lacks, for matrix products and for
     # flash attention; attention is composed on HIP
-    "gfx942": ("hip", "float32", {"norm_type": "layernorm", "pos_enc": "rope"}, True, False),
+    "gfx942": ("hip", "float32", {"norm_type": "layernorm", "pos_enc": "rope"}, True),
 }
 
 
 @pytest.mark.gpu_target
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", TARGETS)
-def test_the_vit_forward_compiles(architecture):
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(
-        [sys.executable, __file__, architecture], cwd=ROOT, env=env, capture_output=True, text=True
-    )
-    # a child that fails has been seen to exit with 0, and one that succeeds to abort at the end
-    found = [line for line in done.stdout.splitlines() if line.startswith("COMPILED ")]
-    assert found, f"exit status {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
-    result = json.loads(found[0].removeprefix("COMPILED "))
-    assert result["device"] == architecture
-    assert result["flash"] == TARGETS[architecture][-1]
-    assert result["bytes"] > 10_000, "an executable came out"
+def test_a_vit_is_exported_for_a_gpu_that_is_not_here(architecture, tmp_path):
+    from torch_max_backend import PackageDeviceError, export, load, load_metadata_from_package
 
-
-def compile_for(architecture):
-    """The program of the child."""
-    from max import driver
-
-    api, dtype, changes, dynamic, _ = TARGETS[architecture]
-    driver.set_virtual_device_api(api)
-    driver.set_virtual_device_target_arch(architecture)
-    driver.set_virtual_device_count(1)
-
-    import tempfile
-
-    from max import engine
-
+    api, dtype, changes, dynamic = TARGETS[architecture]
     model = vit(getattr(torch, dtype), **changes)
     x = torch.randn(2, 1, 32, 24, dtype=getattr(torch, dtype))
-    graph, module = gpu_graph(lambda x: model(x).visual_tokens, x, dynamic=dynamic)
-    session = engine.InferenceSession(devices=[driver.Accelerator()])
-    compiled = session.compile(module)
-    with tempfile.TemporaryDirectory() as folder:
-        compiled.export_mef(Path(folder) / "program.mef")
-        size = (Path(folder) / "program.mef").stat().st_size
-    result = {
-        "device": driver.accelerator_architecture_name(),
-        "flash": "mo.mha.no_cache" in str(graph),
-        "bytes": size,
-    }
-    print("COMPILED", json.dumps(result), flush=True)
+    path = tmp_path / "vit.max"
+    export(model, (x,), path=path, gpu=architecture, dynamic_shapes=None if dynamic else "static")
+    metadata = load_metadata_from_package(path)
+    assert metadata["gpu"] == {"api": api, "architecture": architecture}
+    assert metadata["device"] == "cuda"
+    assert {entry["device"] for entry in metadata["inputs"] + metadata["constants"]} == {"cuda"}
+    with zipfile.ZipFile(path) as package:
+        (executable,) = [info for info in package.infolist() if info.filename.endswith(".mef")]
+        assert executable.file_size > 10_000
+    if not torch.accelerator.is_available():
+        with pytest.raises(PackageDeviceError, match="needs a cuda device"):
+            load(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gpu": "h100"}, "gpu='h100'; it is an architecture of NVIDIA such as 'sm_90'"),
+        ({"gpu": "sm_90", "device": "cuda"}, "for a model on the CPU"),
+        ({"gpu": "sm_90", "verify": True}, "verify=True would run the package"),
+        ({"cpu": "pentium"}, "cpu='pentium'; on this machine it is one of 'native'"),
+    ],
+)
+def test_wrong_targets(arguments, message, tmp_path):
+    from torch_max_backend import ExportError, export
+
+    with pytest.raises(ExportError, match=message):
+        export(nn.Linear(2, 2).eval(), (randn(1, 2),), path=tmp_path / "x.max", **arguments)
+    assert not list(tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------------- lowerings on a device
@@ -280,7 +244,7 @@ def test_an_input_on_the_wrong_device_is_one_clear_error(weights):
     from torch_max_backend import InputError
 
     args = [randn(3), randn(3)]
-    graph = compiled_graph(moved(trace(lambda x, y: x + y, *args)), weights)
+    graph = compiled_graph(trace(lambda x, y: x + y, *args, on_gpu=True), weights)
     with pytest.raises(InputError) as caught:
         graph(list(args))
     assert str(caught.value) == (
@@ -380,7 +344,9 @@ def test_a_run_stands_between_the_waits(log, monkeypatch):
     from tests.tracing import trace
     from torch_max_backend import executable
 
-    graph = compiled_graph(moved(trace(lambda x: x + 1, randn(3))), devices=[accelerator(0), HOST])
+    graph = compiled_graph(
+        trace(lambda x: x + 1, randn(3), on_gpu=True), devices=[accelerator(0), HOST]
+    )
     monkeypatch.setattr(graph, "_bind", lambda args: ([], set()))
     monkeypatch.setattr(graph, "_finish", lambda results, args, pointers: results)
     monkeypatch.setattr(executable, "execute_buffers", lambda model, buffers: log.append("run"))
@@ -397,7 +363,3 @@ def test_a_graph_on_the_cpu_has_no_streams(log, monkeypatch):
     monkeypatch.setattr(executable, "execute_buffers", lambda model, buffers: log.append("run"))
     graph([randn(3)])
     assert log == ["run"]
-
-
-if __name__ == "__main__":
-    compile_for(sys.argv[1])

@@ -10,17 +10,22 @@ from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from torch.fx import GraphModule
 
+from torch_max_backend.aot.gpu_target import move_to_gpu
 from torch_max_backend.composites import replace_composites
 from torch_max_backend.decompositions import decompositions
 from torch_max_backend.passes import run_passes
 
 
-def trace(function: Callable[..., Any], *args: Any, dynamic: bool = False) -> GraphModule:
-    """The first graph that ``max_backend`` would compile for a call; the call itself is eager."""
+def trace(
+    function: Callable[..., Any], *args: Any, dynamic: bool = False, on_gpu: bool = False
+) -> GraphModule:
+    """The first graph that ``max_backend`` would compile for a call; the call itself is eager.
+
+    With ``on_gpu`` the graph is one of the GPU, which need not be there.
+    """
     captured: list[GraphModule] = []
 
     def keep(gm: GraphModule, example_inputs: Any) -> Any:
-        run_passes(gm)
         captured.append(gm)
         return make_boxed_func(gm.forward)
 
@@ -34,4 +39,7 @@ def trace(function: Callable[..., Any], *args: Any, dynamic: bool = False) -> Gr
     with torch.no_grad():
         torch.compile(function, backend=backend, fullgraph=True, dynamic=dynamic)(*args)
     torch._dynamo.reset()
+    if on_gpu:
+        move_to_gpu(captured[0])
+    run_passes(captured[0])
     return captured[0]

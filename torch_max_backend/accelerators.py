@@ -5,7 +5,14 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-from max.driver import CPU, Accelerator, Device, accelerator_api, accelerator_count
+from max.driver import (
+    CPU,
+    Accelerator,
+    Device,
+    accelerator_api,
+    accelerator_architecture_name,
+    accelerator_count,
+)
 from max.graph import DeviceRef
 
 from torch_max_backend.errors import InputError
@@ -23,6 +30,13 @@ def get_accelerators() -> list[Device]:
     is a GPU.
     """
     return list(_devices())
+
+
+def this_gpu() -> dict[str, str] | None:
+    """API ("cuda", "hip", "metal") and architecture ("sm_90") of this machine's first GPU."""
+    if not accelerator_count():
+        return None
+    return {"api": accelerator_api(), "architecture": accelerator_architecture_name()}
 
 
 def to_device_ref(device: torch.device) -> DeviceRef:

@@ -12,20 +12,22 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache as memoize
 from pathlib import Path
 from typing import Any
 
-from max import engine
-from max.engine import InferenceSession, Model
+from max import driver, engine
+from max.engine import CompiledModel, InferenceSession, Model
 from max.graph import Graph, Module
 from torch.fx import GraphModule
 
 from torch_max_backend import cache, flags, profiling
 from torch_max_backend.accelerators import get_accelerators
 from torch_max_backend.context import mlir_context
+from torch_max_backend.cpu import NATIVE, cpu_target
 from torch_max_backend.errors import CompileError
 from torch_max_backend.executable import CompiledGraph
 from torch_max_backend.fingerprint import graph_fingerprint, program_key
@@ -56,6 +58,53 @@ statistics = CompileStatistics()
 def session() -> InferenceSession:
     """The one session of the process, over every device."""
     return InferenceSession(devices=get_accelerators())
+
+
+class _Turns:
+    """Compiles for this machine may run beside each other, one for another machine runs alone:
+    MAX's target is the whole process's."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._running = 0
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        with self._condition:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._running -= 1
+                self._condition.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._condition:
+            self._condition.wait_for(lambda: self._running == 0)
+            yield
+
+
+_turns = _Turns()
+
+
+def _compiled(module: Module) -> CompiledModel:
+    """MAX's compile of a module, for the processor that this thread makes code for."""
+
+    def compiled() -> CompiledModel:
+        return session().compile(module, custom_extensions=[kernel_library()])
+
+    if (cpu := cpu_target()) == NATIVE:
+        with _turns.shared():
+            return compiled()
+    with _turns.alone():
+        before = driver.get_virtual_cpu_target()
+        driver.set_virtual_cpu_target(cpu)
+        try:
+            return compiled()
+        finally:
+            driver.set_virtual_cpu_target(before)
 
 
 class _Pending:
@@ -216,7 +265,7 @@ def compile_ahead(gm: GraphModule, options: MaxOptions) -> bytes:
     module = Module()
     build_graph(gm, module, "g0", options)
     try:
-        executable = _executable(session().compile(module, custom_extensions=[kernel_library()]))
+        executable = _executable(_compiled(module))
     except Exception as error:
         raise _refused(graph, error) from error
     if options.cache:
@@ -249,7 +298,7 @@ def _compile_module(module: Module, graphs: Sequence[_Pending]) -> bytes | None:
     start = time.perf_counter()
     try:
         with profiling.phase(graphs[0].name, "compile"):
-            compiled = session().compile(module, custom_extensions=[kernel_library()])
+            compiled = _compiled(module)
     except Exception as error:
         if len(graphs) == 1:
             graphs[0].error = _refused(graphs[0], error)

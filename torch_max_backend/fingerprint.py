@@ -21,12 +21,13 @@ from typing import Any
 
 import sympy
 import torch
-from max.driver import accelerator_api, accelerator_architecture_name, accelerator_count
+from max.driver import accelerator_count
 from torch.fx import GraphModule, Node
 
 from torch_max_backend import registry
+from torch_max_backend.accelerators import this_gpu
 from torch_max_backend.context import real_tensors
-from torch_max_backend.cpu import cpu_features
+from torch_max_backend.cpu import cpu_features, cpu_target
 from torch_max_backend.options import MaxOptions
 
 _PACKAGE = Path(__file__).parent
@@ -53,15 +54,19 @@ def _flatten(parts: Any) -> list[Any]:
     return flat
 
 
-@cache
 def environment() -> tuple[str, ...]:
     """What an executable depends on beside its graphs."""
+    return (f"for {cpu_target()}", *_machine())
+
+
+@cache
+def _machine() -> tuple[str, ...]:
     return (
         f"torch {torch.__version__}",
         f"max {version('max')}",
         f"sources {sources_digest(_PACKAGE)}",
         f"cpu {platform.machine()} {cpu_features()}",
-        *_accelerators(),
+        f"{accelerator_count()} accelerators, {this_gpu()}",
     )
 
 
@@ -72,13 +77,6 @@ def sources_digest(folder: Path) -> str:
         digest.update(str(path.relative_to(folder)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _accelerators() -> list[str]:
-    count = accelerator_count()
-    if not count:
-        return ["no accelerator"]
-    return [f"{count} {accelerator_api()} {accelerator_architecture_name()}"]
 
 
 class _GraphWriter:

@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from torch_max_backend.compiler import compile_program
+from torch_max_backend.graph_pickle import load_graph, save_graph
 from torch_max_backend.options import MaxOptions
 
 _VALUE = "example_value"
@@ -84,29 +85,13 @@ def precompile(
 
 
 def _save_graph(gm: GraphModule) -> bytes:
-    """PyTorch has no public way to write a graph with symbolic sizes.
-
-    Of the fake values only the arguments' are kept: some of the others cannot be written, and
-    tracing makes them anew.
-    """
-    from torch.fx._graph_pickler import GraphPickler, Options
-
-    arguments = gm.graph.find_nodes(op="placeholder")
-    graphs = [module.graph for module in gm.modules() if isinstance(module, GraphModule)]
-    others = [node for graph in graphs for node in graph.nodes if node not in arguments]
-    values = [(node, node.meta.pop(_VALUE)) for node in others if _VALUE in node.meta]
-    try:
-        return GraphPickler.dumps(gm, Options(ops_filter=None))
-    finally:
-        for node, value in values:
-            node.meta[_VALUE] = value
+    """Of the fake values only the arguments' are kept: some of the others cannot be written, and
+    tracing makes them anew."""
+    return save_graph(gm, lambda node, key: key != _VALUE or node.op == "placeholder")
 
 
 def _load_graph(data: bytes, fake_mode: FakeTensorMode) -> GraphModule:
-    from torch.fx._graph_pickler import GraphPickler
-
-    gm = GraphPickler.loads(data, fake_mode)
-    assert isinstance(gm, GraphModule)
+    gm = load_graph(data, fake_mode)
     for node in gm.graph.find_nodes(op="placeholder"):
         node._dynamo_source = None  # AOTAutograd asks each for it and takes None
     gm.recompile()

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from max import driver
 from torch import nn
 from torch.export import Dim
 
@@ -28,6 +29,7 @@ from torch_max_backend import (
     load_metadata_from_package,
 )
 from torch_max_backend.aot import exporting, loaded, package
+from torch_max_backend.cpu import cpu_levels
 from torch_max_backend.errors import (
     ConstantsError,
     DamagedPackageError,
@@ -267,8 +269,14 @@ def test_another_max(path: Path):
 
 
 def test_another_processor(path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loaded, "instruction_sets", lambda: {"sse2"})
+    monkeypatch.setattr(loaded, "cpu_features", lambda: "sse2")
     with pytest.raises(PackageCpuError, match=r"avx.*which this one lacks"):
+        load(path)
+
+
+def test_another_system(path: Path):
+    rewritten(path, "metadata.json", lambda m: m.update(system="Plan9 mips"))
+    with pytest.raises(PackageCpuError, match="was made for Plan9 mips, this is"):
         load(path)
 
 
@@ -448,10 +456,15 @@ def test_what_export_refuses(model: Model, tmp_path: Path):
 
 
 def test_an_exported_program(made: exporting.Export, model: Model, tmp_path: Path):
-    """What torch.export saved; its executable comes from the compile cache."""
+    """What torch.export saved, for a processor that is older than most."""
     program = torch.export.export(model, (example(), EXTRA), dynamic_shapes=SHAPES)
     torch.export.save(program, tmp_path / "program.pt2")
     again = torch.export.load(tmp_path / "program.pt2")
-    exported = export(again, path=tmp_path / "a.max")
+    cpu = list(cpu_levels())[-2:][0]  # x86-64-v3; generic on ARM
+    exported = export(again, path=tmp_path / "a.max", cpu=cpu)
     x = example(3)
     torch.testing.assert_close(load(exported.path)(x, EXTRA)["y"], eager(model, x)["y"])
+    metadata, native = (load_metadata_from_package(p) for p in (exported.path, made.path))
+    assert (metadata["cpu"], native["cpu"]) == (cpu, "native")
+    assert set(metadata["instruction_sets"]) == cpu_levels()[cpu]
+    assert driver.get_virtual_cpu_target() == "", "the next compile is for this machine again"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +22,19 @@ from torch.utils._pytree import tree_flatten, tree_map_only, treespec_dumps
 from torch_max_backend import __version__
 from torch_max_backend.aot import package
 from torch_max_backend.aot.call_spec import CallSpec
+from torch_max_backend.aot.gpu_target import api_of, compile_for_gpu, gpu_needed, move_to_gpu
 from torch_max_backend.aot.loaded import load, load_metadata_from_package
 from torch_max_backend.aot.metadata import TensorSpec
 from torch_max_backend.aot.weights import write_weights
 from torch_max_backend.compilation import compile_ahead
 from torch_max_backend.composites import replace_composites
-from torch_max_backend.cpu import instruction_sets
+from torch_max_backend.cpu import (
+    NATIVE,
+    cpu_levels,
+    cpu_target,
+    making_code_for,
+    target_features,
+)
 from torch_max_backend.decompositions import decompositions
 from torch_max_backend.dims import expression
 from torch_max_backend.errors import ExportError, PackageError
@@ -67,6 +75,8 @@ def export(
     path: str | Path,
     dynamic_shapes: Any = None,
     device: str | torch.device | None = None,
+    cpu: str = NATIVE,
+    gpu: str | None = None,
     weights: Literal["embedded", "beside"] = "embedded",
     verify: bool = False,
     fallback: bool = False,
@@ -80,6 +90,10 @@ def export(
             ``default_dynamic_shapes()`` says (a ViT's: a batch of 1 to 32), static without one.
             "static": every size is that of the example.
         device: where model and inputs are moved before; None leaves them.
+        cpu: the least processor that is to run it: "native" is one like this; "x86-64-v3" (AVX2)
+            and "x86-64-v4" (AVX-512), or on ARM "generic", run on more machines and more slowly.
+        gpu: an architecture such as "sm_90" or "gfx942" that this machine need not have. The model
+            and the inputs are on the CPU; the package takes and returns tensors on "cuda".
         weights: inside the package, or in ``<path>.<checksum>.safetensors`` beside it.
         verify: loads the package again and compares its results with eager PyTorch's.
         fallback: where torch.export fails, try static sizes, then strict=False.
@@ -94,14 +108,23 @@ def export(
     if not path.parent.is_dir():
         raise ExportError(f"there is no folder {path.parent}; make it first")
     kwargs = dict(kwargs or {})
+    _check_target(cpu, gpu, device, verify)
     if device is not None:
         model, args, kwargs = _moved(model, args, kwargs, torch.device(device))
     program, tracing = _traced(model, args, kwargs, dynamic_shapes, fallback)
     lowered = _lowered(program)
+    gm = lowered.graph_module
+    if gpu is not None:
+        move_to_gpu(gm)
     spec, constants = _call_spec(lowered)
-    run_passes(lowered.graph_module)
-    executable = compile_ahead(lowered.graph_module, MaxOptions())
     metadata = _metadata(model, lowered, spec, constants, tracing)
+    with making_code_for(cpu):
+        metadata |= _machine(gpu)
+        if gpu is None:
+            run_passes(gm)
+            executable = compile_ahead(gm, MaxOptions())
+        else:
+            executable = compile_for_gpu(gm, gpu)
     members: dict[str, bytes | Path] = {
         package.EXECUTABLE: executable,
         package.CALL_SPEC: package.to_text(spec.to_json()),
@@ -113,6 +136,31 @@ def export(
     log.info("exported %s to %s (%s)", metadata["model"], path, tracing)
     verified = _verify(path, model, args, kwargs) if verify else None
     return Export(path, beside, tracing, verified)
+
+
+def _check_target(
+    cpu: str, gpu: str | None, device: str | torch.device | None, verify: bool
+) -> None:
+    if cpu != NATIVE and cpu not in cpu_levels():
+        names = ", ".join(map(repr, [NATIVE, *cpu_levels()]))
+        raise ExportError(f"cpu={cpu!r}; on this machine it is one of {names}")
+    if gpu is None:
+        return
+    api_of(gpu)
+    if device is not None and torch.device(device).type != "cpu":
+        raise ExportError(f"gpu={gpu!r} is for a model on the CPU; leave out device={device!r}")
+    if verify:
+        raise ExportError(f"verify=True would run the package, which gpu={gpu!r} need not do here")
+
+
+def _machine(gpu: str | None) -> dict[str, Any]:
+    """What the package asks of the machine that loads it."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_target(),
+        "instruction_sets": sorted(target_features()),
+        "gpu": gpu_needed(gpu),
+    }
 
 
 def _write(
@@ -298,12 +346,11 @@ def _metadata(
         and isinstance(results[place].meta["val"], torch.Tensor)
     ]
     devices = {entry["device"] for entry in (*inputs, *outputs)}
-    devices |= {tensor.device.type for tensor in constants.values()}
+    devices |= {placeholders[place].meta["val"].device.type for place in spec.constants.values()}
     devices = devices - {"cpu"} or {"cpu"}
     return {
         "model": type(model).__name__,
         "device": ", ".join(sorted(devices)),
-        "instruction_sets": sorted(instruction_sets()),
         "versions": {
             "torch_max_backend": __version__,
             "torch": torch.__version__,
@@ -313,8 +360,11 @@ def _metadata(
         "inputs": inputs,
         "outputs": outputs,
         "constants": [
-            {**_tensor_spec(name, x).to_json(), "in_state_dict": name in program.state_dict}
-            for name, x in constants.items()
+            {
+                **_tensor_spec(name, placeholders[spec.constants[name]].meta["val"]).to_json(),
+                "in_state_dict": name in program.state_dict,
+            }
+            for name in constants
         ],
         "aliases": _aliases(program.state_dict, constants),
     }

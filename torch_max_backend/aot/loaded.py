@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import resource
 import threading
 import time
@@ -22,7 +23,7 @@ from torch_max_backend.aot import package
 from torch_max_backend.aot.call_spec import CallSpec
 from torch_max_backend.aot.metadata import TensorSpec
 from torch_max_backend.aot.weights import read_weights
-from torch_max_backend.cpu import instruction_sets
+from torch_max_backend.cpu import cpu_features
 from torch_max_backend.errors import (
     ConstantsError,
     DamagedPackageError,
@@ -114,11 +115,23 @@ def _check_fits(path: Path, metadata: Mapping[str, Any], device: str | torch.dev
         )
     if kind != "cpu" and not torch.accelerator.is_available():
         raise PackageDeviceError(f"{path} needs a {kind} device, and this machine has none")
-    missing = set(metadata["instruction_sets"]) - instruction_sets()
+    from torch_max_backend.accelerators import this_gpu
+
+    if kind != "cpu" and metadata["gpu"] != this_gpu():
+        raise PackageDeviceError(
+            f"{path} was made for the GPU {metadata['gpu']}, here is {this_gpu()}; export it with "
+            "gpu= this architecture, or on this machine"
+        )
+    system = f"{platform.system()} {platform.machine()}"
+    if metadata["system"] != system:
+        raise PackageCpuError(
+            f"{path} was made for {metadata['system']}, this is {system}; export it on this machine"
+        )
+    missing = set(metadata["instruction_sets"]) - set(cpu_features().split())
     if missing:
         raise PackageCpuError(
             f"{path} was made for a processor with {', '.join(sorted(missing))}, which this one "
-            "lacks; export the model on this machine"
+            "lacks; export it on this machine, or for an older processor with cpu='x86-64-v3'"
         )
 
 

@@ -76,6 +76,7 @@ def _info_text(metadata: dict[str, Any]) -> str:
     rows = [
         ["model", metadata["model"]],
         ["device", metadata["device"]],
+        ["needs", _needs(metadata)],
         ["versions", ", ".join(f"{k} {v}" for k, v in metadata["versions"].items())],
         ["traced", metadata["tracing"]],
         ["weights", f"{len(metadata['constants'])} tensors, " + _where(metadata)],
@@ -84,6 +85,18 @@ def _info_text(metadata: dict[str, Any]) -> str:
         for entry in metadata[kind]:
             rows.append([kind[:-1], f"{entry['name']}: {entry['dtype']} {entry['shape']}"])
     return tabulate(rows, tablefmt="plain")
+
+
+def _needs(metadata: dict[str, Any]) -> str:
+    gpu = metadata["gpu"] if metadata["device"] != "cpu" else None
+    cpu = metadata["cpu"]
+    return ", ".join(
+        [
+            metadata["system"],
+            f"a CPU of {cpu}" if cpu != "native" else "a CPU like that which made it",
+            *([f"a GPU of {gpu['architecture']}"] if gpu else []),
+        ]
+    )
 
 
 def _where(metadata: dict[str, Any]) -> str:

@@ -84,6 +84,8 @@ def _summary_text(found: dict[str, Any]) -> str:
 @click.option("--output", type=FILE, required=True, help="The package to write.")
 @click.option("--shape", type=Shape(), help="Of the example; its batch may be any of 1 to 32.")
 @click.option("--device", type=Device(), default="cpu", show_default=True)
+@click.option("--cpu", default="native", show_default=True, help="The least processor to run it.")
+@click.option("--gpu", help="A GPU that need not be here: sm_90, gfx942, ...")
 @dtype_option
 @click.option("--verify", is_flag=True, help="Load it again and compare with eager PyTorch.")
 @format_option
@@ -93,6 +95,8 @@ def export(
     output: Path,
     shape: tuple[int, ...] | None,
     device: torch.device,
+    cpu: str,
+    gpu: str | None,
     dtype: str | None,
     verify: bool,
     form: str,
@@ -122,9 +126,11 @@ def export(
     if dtype is not None:
         model = model.to(DTYPES[dtype])
     x = torch.randn(shape).to(model.cls_tokens.dtype)
-    progress(f"compiling for {device} ...")
+    progress(f"compiling for {gpu or device} ...")
     try:
-        exported = export_package(model.eval(), (x,), path=output, device=device, verify=verify)
+        exported = export_package(
+            model.eval(), (x,), path=output, device=device, cpu=cpu, gpu=gpu, verify=verify
+        )
     except MaxBackendError as error:
         raise click.ClickException(str(error)) from None
     content = {
