@@ -18,6 +18,7 @@ SIZES = {  # depth, width, MLP width, heads (arXiv 2012.12877, 2010.11929)
     "vit-ti": (12, 192, 768, 3),
     "vit-s": (12, 384, 1536, 6),
     "vit-b": (12, 768, 3072, 12),
+    "vit-l": (24, 1024, 4096, 16),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

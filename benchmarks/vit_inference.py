@@ -62,7 +62,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="vit_inference", description="Vision Transformers at inference, runtimes compared"
     )
     names = {
-        "models": (list(MODELS), list(MODELS)),
+        "models": (list(MODELS), [name for name in MODELS if name != "vit-l"]),
         "dtypes": (list(DTYPES), list(DTYPES)),
         "contestants": (list(CONTESTANTS), list(CONTESTANTS)),
     }

@@ -15,6 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from benchmarks import resident
+
 MATMUL = (1576, 768, 3072)
 """M, K, N of the matrix product that the machine's rate is measured by: ViT-B's MLP at batch 8."""
 
@@ -138,13 +140,10 @@ class _Commands:
         return _timed(self._multiply, count)
 
     def reset_peak(self) -> None:
-        with Path("/proc/self/clear_refs").open("w") as file:
-            file.write("5")
+        resident.reset_peak()
 
     def peak_memory(self) -> int:
-        status = Path("/proc/self/status").read_text()
-        (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
-        return int(line.split()[1]) * 1024
+        return resident.peak()
 
 
 def _timed(call: Callable[[], Any], count: int) -> list[float]:

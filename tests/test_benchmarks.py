@@ -7,7 +7,17 @@ import sys
 import pytest
 import torch
 
-from benchmarks import block_ops, cases, compare, environment, memory, plots, results, startup
+from benchmarks import (
+    block_ops,
+    cases,
+    compare,
+    environment,
+    memory,
+    packages,
+    plots,
+    results,
+    startup,
+)
 from benchmarks.cases import Case
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.results import Row
@@ -211,6 +221,20 @@ def test_memory(monkeypatch, capsys):
 def test_memory_of_a_process():
     imports, first, later = memory.measure(Case("vit-ti", 1, 32, "float32"), "eager")
     assert 2**26 < imports <= first and later > 2**26
+
+
+def test_packages(monkeypatch, capsys):
+    made = {"export": 20.0, "package": 2**20 * 5, "weights": 2**20 * 4}
+    rounds = iter([{"load": 0.1, "loaded": 2**20 * 6, "images/s, 1 thread": 7.0}] * 2)
+    monkeypatch.setattr(packages, "export_model", lambda *_: made)
+    monkeypatch.setattr(packages, "_in_a_process", lambda _: next(rounds))
+    assert packages.main(["--models", "vit-s", "--rounds", "2"]) == 0
+    title, _, *lines = capsys.readouterr().out.splitlines()
+    assert title.split() == ["vit-s"]
+    assert [" ".join(line.split()) for line in lines] == [
+        *["export, s 20.000", "package, MiB 5", "weights, MiB 4"],
+        *["load, s 0.100", "loaded, MiB 6", "images/s, 1 thread 7.0"],
+    ]
 
 
 def test_environment_is_json():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import random
+import signal
 import threading
 import zipfile
 from pathlib import Path
@@ -167,6 +169,25 @@ def test_a_full_disk(file: Path, monkeypatch: pytest.MonkeyPatch):
         package.write(file, "model", {"metadata.json": b"{}"})
     assert file.read_bytes() == before
     assert [path.name for path in file.parent.iterdir()] == ["a.max"]
+
+
+def write_and_be_killed(step: str, path: Path) -> None:
+    setattr(os, step, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    package.write(path, "model", {"call_spec.json": bytes(100_000)})
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])  # the whole file is written, and named
+def test_a_process_that_is_killed(file: Path, tmp_path: Path, step: str):
+    before = file.read_bytes()
+    for path in (file, tmp_path / "new.max"):
+        process = multiprocessing.get_context("fork").Process(
+            target=write_and_be_killed, args=(step, path)
+        )
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert file.read_bytes() == before
+    assert not (tmp_path / "new.max").exists()
 
 
 def test_two_at_once(file: Path):
