@@ -225,7 +225,8 @@ def test_memory_of_a_process():
 
 def test_packages(monkeypatch, capsys):
     made = {"export": 20.0, "package": 2**20 * 5, "weights": 2**20 * 4}
-    rounds = iter([{"load": 0.1, "loaded": 2**20 * 6, "images/s, 1 thread": 7.0}] * 2)
+    one = {"load": 0.1, "first result": 0.2, "loaded": 2**20 * 6, "images/s, 1 thread": 7.0}
+    rounds = iter([one, one])
     monkeypatch.setattr(packages, "export_model", lambda *_: made)
     monkeypatch.setattr(packages, "_in_a_process", lambda _: next(rounds))
     assert packages.main(["--models", "vit-s", "--rounds", "2"]) == 0
@@ -233,7 +234,7 @@ def test_packages(monkeypatch, capsys):
     assert title.split() == ["vit-s"]
     assert [" ".join(line.split()) for line in lines] == [
         *["export, s 20.000", "package, MiB 5", "weights, MiB 4"],
-        *["load, s 0.100", "loaded, MiB 6", "images/s, 1 thread 7.0"],
+        *["load, s 0.100", "first result, s 0.200", "loaded, MiB 6", "images/s, 1 thread 7.0"],
     ]
 
 
