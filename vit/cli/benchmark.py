@@ -15,13 +15,14 @@ import click
 from tabulate import tabulate
 
 from torch_max_backend.cli.output import first_line, format_option, progress, show
+from vit.cli.components import components
 from vit.cli.measuring import PASS_MODES, BenchmarkCase, measure_apart
 from vit.cli.parameters import FILE, Device, read_config
 from vit.cli.plots import write_plots
 
 
-@click.command()
-@click.option("--configs", type=FILE, multiple=True, required=True, help="YAML; repeatable.")
+@click.group(invoke_without_command=True)
+@click.option("--configs", type=FILE, multiple=True, help="YAML; repeatable.")
 @click.option("--resolutions", type=click.IntRange(1), multiple=True, help="Square images.")
 @click.option("--batch-size", type=click.IntRange(1), multiple=True, default=[1], show_default=True)
 @click.option("--device", type=Device(), default="cpu", show_default=True)
@@ -34,7 +35,9 @@ from vit.cli.plots import write_plots
 @click.option("--plot-formats", multiple=True, default=["svg"], show_default=True)
 @click.option("--no-plots", is_flag=True)
 @format_option
+@click.pass_context
 def benchmark(
+    context: click.Context,
     configs: Sequence[Path],
     resolutions: Sequence[int],
     batch_size: Sequence[int],
@@ -56,6 +59,10 @@ def benchmark(
 
     Example: vit benchmark --configs vit.yaml --batch-size 1 --batch-size 8 --backends max
     """
+    if context.invoked_subcommand is not None:
+        return
+    if not configs:
+        raise click.UsageError("Missing option '--configs'.")
     for path in configs:
         read_config(path)
     rows: list[dict[str, Any]] = []
@@ -91,6 +98,9 @@ def benchmark(
         files += write_plots(output_dir, rows, plot_formats)
     show({"rows": rows, "failures": failures, "files": [str(f) for f in files]}, form, _text)
     sys.exit(0 if rows else 1)
+
+
+benchmark.add_command(components)
 
 
 def _row(case: BenchmarkCase, found: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Time and memory of one case of ``vit benchmark``, in a process of its own."""
+"""Time and memory of what ``vit benchmark`` runs, in processes of their own."""
 
 from __future__ import annotations
 
@@ -92,24 +92,25 @@ def _one_pass(case: BenchmarkCase, model: torch.nn.Module, forward: Callable[[],
     """Seconds of what the case asks for."""
     if case.pass_mode == "forward":
         with torch.no_grad():
-            return _seconds(case, forward)
+            return seconds(case.device, forward)
     model.zero_grad()
     if case.pass_mode == "forward_backward":
-        return _seconds(case, lambda: forward().sum().backward())
+        return seconds(case.device, lambda: forward().sum().backward())
     loss = forward().sum()
-    return _seconds(case, loss.backward)
+    return seconds(case.device, loss.backward)
 
 
-def _seconds(case: BenchmarkCase, call: Callable[[], Any]) -> float:
-    _synchronize(case)
+def seconds(device: str, call: Callable[[], Any]) -> float:
+    """Of one call, the device synchronised before and after."""
+    _synchronize(device)
     start = time.perf_counter()
     call()
-    _synchronize(case)
+    _synchronize(device)
     return time.perf_counter() - start
 
 
-def _synchronize(case: BenchmarkCase) -> None:
-    if torch.device(case.device).type != "cpu":
+def _synchronize(device: str) -> None:
+    if torch.device(device).type != "cpu":
         torch.accelerator.synchronize()
 
 
