@@ -357,6 +357,7 @@ def _metadata(
             "max": version("max"),
         },
         "tracing": tracing,
+        "ranges": {name: list(limits) for name, limits in spec.ranges.items()},
         "inputs": inputs,
         "outputs": outputs,
         "constants": [

@@ -105,6 +105,8 @@ def power(x: TensorValue, y: TensorValue) -> TensorValue:
         odd = not_equal(ops.mod(rest, constant(2, x)), zero)
         result = ops.where(odd, result * base, result)
         base, rest = base * base, ops.floor_div(rest, constant(2, x))
+    if x.dtype.is_unsigned_integral():
+        return result
     # a negative exponent is 1 / x ** -y, truncated: only +-1 are not 0
     unit = ops.logical_or(ops.equal(x, one), ops.equal(x, zero - one))
     even = ops.equal(ops.mod(y, constant(2, x)), zero)
@@ -139,12 +141,13 @@ def _signed_power(size: TensorValue, x: TensorValue, y: TensorValue) -> TensorVa
 
 def power_scalar(x: TensorValue, exponent: TensorValue | float) -> TensorValue:
     """x ** number; small whole exponents are products."""
-    if isinstance(exponent, int | float) and x.dtype.is_float():
-        if exponent == 0.5:
+    if isinstance(exponent, int | float):
+        real = x.dtype.is_float()
+        if exponent == 0.5 and real:
             return ops.sqrt(x)
         if exponent == 0:
             return ops.where(ops.equal(x, x), constant(1, x), constant(1, x))
-        if exponent == int(exponent) and abs(exponent) <= 8:
+        if exponent == int(exponent) and abs(exponent) <= 8 and (real or exponent > 0):
             product = _whole_power(x, abs(int(exponent)))
             return product if exponent > 0 else constant(1, x) / product
     if not isinstance(exponent, TensorValue):

@@ -13,9 +13,7 @@ from torch import Tensor
 
 from torch_max_backend.aot.loaded import MaxCompiledModel
 from torch_max_backend.aot.metadata import TensorSpec
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of the channels of ImageNet's photographs, as (red, green, blue) in [0, 1]."""
+from vit.images import ImageError, image_size, read_image
 
 
 def random_input(spec: TensorSpec, shape: Sequence[int]) -> Tensor:
@@ -35,33 +33,24 @@ def random_input(spec: TensorSpec, shape: Sequence[int]) -> Tensor:
 def read_images(
     files: Sequence[Path], spec: TensorSpec, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """PNG, JPEG and what else Pillow reads: the shorter side resized to the model's, the centre cut
-    out, channels normalised; (B, 3, H, W).
+    """(B, 3, H, W), see ``vit.images.read_image``.
 
     Raises:
         click.ClickException: a file that is no image, or a model that takes none.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    try:
+        size = image_size(spec.shape)
+        images = [_read(file, size, mean, std) for file in files]
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    return torch.stack(images).to(spec.device, spec.dtype)
 
-    sizes = spec.shape[2:]
-    if len(sizes) != 2 or spec.shape[1] != 3 or not all(isinstance(n, int) for n in sizes):
-        raise click.ClickException(f"the model takes {list(spec.shape)}, not images of one size")
-    height, width = (int(n) for n in sizes)  # type: ignore[arg-type]
-    images = []
-    for file in files:
-        try:
-            with Image.open(file) as opened:
-                image = ImageOps.fit(
-                    ImageOps.exif_transpose(opened).convert("RGB"),
-                    (width, height),
-                    Image.Resampling.BICUBIC,
-                )
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise click.ClickException(f"cannot read the image {file}: {error}") from None
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        images.append(pixels.reshape(height, width, 3).permute(2, 0, 1).float() / 255)
-    x = (torch.stack(images) - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-    return x.to(spec.device, spec.dtype)
+
+def _read(file: Path, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    try:
+        return read_image(file, size, mean, std)
+    except ImageError as error:
+        raise ImageError(f"cannot read the image {file}: {error}") from None
 
 
 def measure(

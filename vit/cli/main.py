@@ -194,6 +194,7 @@ def infer(
     from torch_max_backend import MaxBackendError, load
     from torch_max_backend.errors import PackageNotFoundError
     from vit.cli import inference
+    from vit.images import MEAN, STD
 
     if image and shape:
         raise click.UsageError("--image and --shape exclude each other")
@@ -203,7 +204,7 @@ def infer(
         if dtype is not None and DTYPES[dtype] != spec.dtype:
             raise click.BadParameter(f"{model} takes {spec.dtype}", param_hint="--dtype")
         if image:
-            x = inference.read_images(image, spec, mean or inference.MEAN, std or inference.STD)
+            x = inference.read_images(image, spec, mean or MEAN, std or STD)
         else:
             x = inference.random_input(spec, shape or loaded.example_inputs()[0].shape)
         progress(f"running on {tuple(x.shape)} ...")
