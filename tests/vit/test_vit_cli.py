@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
@@ -269,6 +270,28 @@ def test_benchmark_where_nothing_runs(files: Path, monkeypatch):
     done = run("benchmark", *benchmark_arguments(files, *more))
     assert done.returncode == 1
     assert "max: the process died" in done.stdout and "eager: one\n" in done.stdout
+
+
+def test_progress_on_a_terminal(files: Path):
+    """A spinner that leaves nothing behind; elsewhere it is a line, see the other tests."""
+    code = """
+import sys
+from rich.console import Console
+from torch_max_backend.cli import output
+output.Console = lambda stderr: Console(stderr=stderr, force_terminal=True, width=80)
+with output.working("compiling"):
+    print("data")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "data\n"
+    assert "compiling" in done.stderr and "0:00:0" in done.stderr
+
+
+def test_shell_completion():
+    env = {**os.environ, "_VIT_COMPLETE": "bash_source"}
+    code = "from vit.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert "_VIT_COMPLETE=bash_complete" in done.stdout
 
 
 def test_rate_of_the_passes(files: Path, monkeypatch):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 format_option = click.option(
     "--format",
@@ -26,6 +29,20 @@ def show(content: Any, form: str, text: Callable[[Any], str]) -> None:
 def progress(message: str) -> None:
     """A line on stderr."""
     click.echo(message, err=True)
+
+
+@contextmanager
+def working(message: str) -> Iterator[None]:
+    """While something long runs: on a terminal a spinner and the time it has taken, else a line."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        progress(f"{message} ...")
+        yield
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        bar.add_task(message, total=None)
+        yield
 
 
 def first_line(error: BaseException) -> str:

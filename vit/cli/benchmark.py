@@ -14,7 +14,7 @@ from typing import Any
 import click
 from tabulate import tabulate
 
-from torch_max_backend.cli.output import first_line, format_option, progress, show
+from torch_max_backend.cli.output import first_line, format_option, progress, show, working
 from vit.cli.components import components
 from vit.cli.measuring import PASS_MODES, BenchmarkCase, measure_apart
 from vit.cli.parameters import FILE, Device, read_config
@@ -83,7 +83,8 @@ def benchmark(
         image = f" at {size[0]}" if size else ""
         name = f"{config.stem}, batch {batch}{image}, {pass_mode}, {backend}"
         try:
-            found = measure_apart(case)
+            with working(name):
+                found = measure_apart(case)
         except BrokenProcessPool:
             failures.append({"case": name, "error": "the process died"})
         except Exception as error:

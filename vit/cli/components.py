@@ -15,7 +15,7 @@ from typing import Any
 import click
 from tabulate import tabulate
 
-from torch_max_backend.cli.output import first_line, format_option, progress, show
+from torch_max_backend.cli.output import first_line, format_option, progress, show, working
 from vit.cli.component_times import COMPONENTS, ComponentRun, measure_components
 from vit.cli.parameters import FILE, Device, read_config
 
@@ -159,9 +159,9 @@ def compared(
 
 def _measured(case: ComponentRun) -> dict[str, Any]:
     """In a process of its own, so that a crash is a message."""
-    progress(f"timing {', '.join(case.components)} with {case.backend} ...")
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
     try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        with working(f"timing {', '.join(case.components)} with {case.backend}"), pool:
             latency = pool.submit(measure_components, case).result()
     except BrokenProcessPool:
         raise click.ClickException("the process that ran the model died") from None

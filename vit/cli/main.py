@@ -13,7 +13,7 @@ import click
 import torch
 from tabulate import tabulate
 
-from torch_max_backend.cli.output import first_line, format_option, progress, show
+from torch_max_backend.cli.output import first_line, format_option, progress, show, working
 from vit.cli.benchmark import benchmark
 from vit.cli.parameters import FILE, Device, Shape, read_config
 from vit.config import DTYPES
@@ -126,11 +126,11 @@ def export(
     if dtype is not None:
         model = model.to(DTYPES[dtype])
     x = torch.randn(shape).to(model.cls_tokens.dtype)
-    progress(f"compiling for {gpu or device} ...")
     try:
-        exported = export_package(
-            model.eval(), (x,), path=output, device=device, cpu=cpu, gpu=gpu, verify=verify
-        )
+        with working(f"compiling for {gpu or device}"):
+            exported = export_package(
+                model.eval(), (x,), path=output, device=device, cpu=cpu, gpu=gpu, verify=verify
+            )
     except MaxBackendError as error:
         raise click.ClickException(str(error)) from None
     content = {
@@ -207,8 +207,8 @@ def infer(
             x = inference.read_images(image, spec, mean or MEAN, std or STD)
         else:
             x = inference.random_input(spec, shape or loaded.example_inputs()[0].shape)
-        progress(f"running on {tuple(x.shape)} ...")
-        features, content = inference.measure(loaded, x, warmup, iterations)
+        with working(f"running on {tuple(x.shape)}"):
+            features, content = inference.measure(loaded, x, warmup, iterations)
     except PackageNotFoundError:
         command = f"vit export --config {config or 'CONFIG.yaml'} --output {model}"
         raise click.ClickException(f"there is no {model}; make it with\n  {command}") from None
