@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +23,7 @@ from vit import HeadConfig, ViTConfig
 from vit.cli import measuring
 from vit.cli.main import cli
 from vit.flops import product_flops
+from vit.images import read_image
 
 CONFIG = ViTConfig(3, [8, 8], [32, 24], 2, 32, 48, 2, dtype=torch.float32, num_cls_tokens=1)
 
@@ -194,6 +196,32 @@ def test_infer_images(files: Path, tmp_path: Path):
     x = (torch.tensor(rows).permute(2, 0, 1)[None] / 255 - 0.5) / 0.25
     with torch.no_grad():
         torch.testing.assert_close(features[:1], model(x).dense_features, atol=1e-5, rtol=1e-4)
+
+
+def test_classes_of_images(tmp_path: Path):
+    config = replace(CONFIG, heads={"classes": HeadConfig(out_features=9)})
+    (tmp_path / "vit.yaml").write_text(config.to_yaml())
+    torch.manual_seed(0)
+    model = config.instantiate().eval()
+    save_file(model.state_dict(), tmp_path / "vit.safetensors")
+    Image.new("RGB", (24, 32), (200, 30, 90)).save(tmp_path / "a.png")
+    files = ["--config", tmp_path / "vit.yaml", "--weights", tmp_path / "vit.safetensors"]
+    package = tmp_path / "vit.max"
+    assert "'tail', there are ['classes']" in fault(
+        "export", *files, "--output", package, "--head", "tail"
+    )
+    result("export", *files, "--output", package, "--head", "classes")
+    arguments = ("infer", "--model", package, "--image", tmp_path / "a.png", "--top-k", 2)
+    found = result(*arguments)
+    with torch.no_grad():
+        tokens = model(read_image(tmp_path / "a.png", (32, 24))[None]).cls_tokens
+        probabilities = model.get_head("classes")(tokens[:, 0]).softmax(1)
+    values, classes = probabilities[0].topk(2)
+    (entry,) = found["top"]
+    assert entry["image"].endswith("a.png")
+    assert [c["class"] for c in entry["classes"]] == classes.tolist()
+    assert [c["probability"] for c in entry["classes"]] == pytest.approx(values.tolist(), abs=1e-5)
+    assert re.search(rf"a\.png +{classes[0]} \(\d+\.\d%\), {classes[1]} ", run(*arguments).stdout)
 
 
 def test_infer_faults(files: Path, tmp_path: Path):

@@ -11,7 +11,9 @@ from vit import (
     TransposedConv2dHeadConfig,
     UpsampleHead,
     UpsampleHeadConfig,
+    ViTConfig,
 )
+from vit.cli.with_head import WithHead
 
 
 def test_head(randomize):
@@ -159,3 +161,30 @@ def test_device_and_dtype(make_config, config):
     assert {(p.dtype, p.device.type) for p in m.parameters()} == {(torch.bfloat16, "meta")}
     m = config.instantiate(make_config(), dtype=torch.float64)
     assert {p.dtype for p in m.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("cls_tokens", [0, 2])
+@pytest.mark.parametrize(
+    ("head", "shape"),
+    [
+        (HeadConfig(out_features=5), (2, 5)),
+        (AttentivePoolHeadConfig(out_features=6), (2, 6)),
+        (TransposedConv2dHeadConfig(out_features=3), (2, 3, 8, 6)),
+    ],
+)
+def test_a_model_with_its_head(head, shape, cls_tokens):
+    config = ViTConfig(
+        *(3, [8, 8], [32, 24], 1, 32, 48, 2),
+        dtype=torch.float32,
+        num_cls_tokens=cls_tokens,
+        heads={"made": head},
+    )
+    model = config.instantiate().eval()
+    x = torch.randn(2, 3, 32, 24)
+    assert WithHead(model, "made")(x).shape == shape
+    if shape == (2, 5):
+        features = model(x)
+        token = features.cls_tokens[:, 0] if cls_tokens else features.visual_tokens.mean(1)
+        torch.testing.assert_close(WithHead(model, "made")(x), model.get_head("made")(token))
+    with pytest.raises(KeyError, match="No head named 'tail'"):
+        WithHead(model, "tail")

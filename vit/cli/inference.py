@@ -87,6 +87,19 @@ def _quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
+def top_classes(logits: Tensor, files: Sequence[Path], count: int) -> list[dict[str, Any]]:
+    """The likeliest classes of each image, of (B, classes)."""
+    probabilities = logits.float().softmax(1)
+    values, classes = probabilities.topk(min(count, logits.shape[1]), 1)
+    return [
+        {
+            "image": str(file),
+            "classes": [{"class": i, "probability": p} for i, p in zip(indices, row, strict=True)],
+        }
+        for file, indices, row in zip(files, classes.tolist(), values.tolist(), strict=True)
+    ]
+
+
 def write_features(features: Tensor, path: Path) -> None:
     """As .safetensors or .npz, under the name "features".
 

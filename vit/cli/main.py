@@ -16,6 +16,7 @@ from tabulate import tabulate
 from torch_max_backend.cli.output import first_line, format_option, progress, show, working
 from vit.cli.benchmark import benchmark
 from vit.cli.parameters import FILE, Device, Shape, read_config
+from vit.cli.with_head import WithHead
 from vit.config import DTYPES
 
 
@@ -81,6 +82,7 @@ def _summary_text(found: dict[str, Any]) -> str:
 @cli.command()
 @click.option("--config", type=FILE, required=True, help="YAML file of the model.")
 @click.option("--weights", type=FILE, help="safetensors file; random weights without it.")
+@click.option("--head", help="Of the configuration's heads; the tokens are the output without it.")
 @click.option("--output", type=FILE, required=True, help="The package to write.")
 @click.option("--shape", type=Shape(), help="Of the example; its batch may be any of 1 to 32.")
 @click.option("--device", type=Device(), default="cpu", show_default=True)
@@ -92,6 +94,7 @@ def _summary_text(found: dict[str, Any]) -> str:
 def export(
     config: Path,
     weights: Path | None,
+    head: str | None,
     output: Path,
     shape: tuple[int, ...] | None,
     device: torch.device,
@@ -126,10 +129,16 @@ def export(
     if dtype is not None:
         model = model.to(DTYPES[dtype])
     x = torch.randn(shape).to(model.cls_tokens.dtype)
+    whole: torch.nn.Module = model
+    if head is not None:
+        try:
+            whole = WithHead(model, head)
+        except KeyError as error:
+            raise click.BadParameter(str(error.args[0]), param_hint="--head") from None
     try:
         with working(f"compiling for {gpu or device}"):
             exported = export_package(
-                model.eval(), (x,), path=output, device=device, cpu=cpu, gpu=gpu, verify=verify
+                whole.eval(), (x,), path=output, device=device, cpu=cpu, gpu=gpu, verify=verify
             )
     except MaxBackendError as error:
         raise click.ClickException(str(error)) from None
@@ -169,6 +178,7 @@ def _export_text(content: dict[str, Any]) -> str:
 @click.option("--image", type=FILE, multiple=True, help="An image file; may be repeated.")
 @click.option("--mean", type=(float, float, float), default=None, help="Of the channels.")
 @click.option("--std", type=(float, float, float), default=None, help="Of the channels.")
+@click.option("--top-k", type=click.IntRange(1), default=5, show_default=True, help="Classes.")
 @click.option("--warmup", type=click.IntRange(0), default=3, show_default=True)
 @click.option("--iterations", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--output", type=FILE, help="Write the features: .safetensors or .npz.")
@@ -182,12 +192,15 @@ def infer(
     image: tuple[Path, ...],
     mean: tuple[float, float, float] | None,
     std: tuple[float, float, float] | None,
+    top_k: int,
     warmup: int,
     iterations: int,
     output: Path | None,
     form: str,
 ) -> None:
     """Run a package on random input or on images, and time it.
+
+    Prints the likeliest classes of each image where the model has a head that gives them.
 
     Example: vit infer --model vit.max --image cat.jpg --output cat.safetensors
     """
@@ -214,6 +227,8 @@ def infer(
         raise click.ClickException(f"there is no {model}; make it with\n  {command}") from None
     except MaxBackendError as error:
         raise click.ClickException(first_line(error)) from None
+    if image and features.ndim == 2:
+        content["top"] = inference.top_classes(features, image, top_k)
     if output is not None:
         inference.write_features(features, output)
         content["features"] = str(output)
@@ -229,6 +244,9 @@ def _inference_text(content: dict[str, Any]) -> str:
         ["images per second", f"{content['images_per_second']:.1f}"],
         ["peak memory (MiB)", f"{content['peak_memory_bytes'] / 2**20:.0f}"],
     ]
+    for entry in content.get("top", []):
+        likeliest = [f"{c['class']} ({c['probability']:.1%})" for c in entry["classes"]]
+        rows.append([entry["image"], ", ".join(likeliest)])
     if "features" in content:
         rows.append(["features", content["features"]])
     return tabulate(rows, tablefmt="plain", disable_numparse=True)
