@@ -123,6 +123,24 @@ def test_operators_that_refuse_a_use_of_them_give_their_reason():
     assert all("int64" in op.reason for op in found)
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (torch.zeros(3, dtype=torch.complex64), "MAX has no dtype for torch.complex64"),
+        (torch.zeros(3, device="meta"), "tensors on device 'meta' cannot run on MAX"),
+    ],
+)
+def test_an_argument_that_max_cannot_take_is_named(argument, message):
+    def double(x, y):
+        return x + 1, y * 2
+
+    with pytest.raises(Exception, match=message) as caught:
+        torch.compile(double, backend="max", fullgraph=True)(torch.randn(2), argument)
+    (line,) = [line for line in str(caught.value).splitlines() if "first used at" in line]
+    assert line.strip().startswith("argument 1, [3], first used at")
+    assert line.endswith("return x + 1, y * 2")
+
+
 def test_a_graph_that_is_supported_lists_nothing():
     assert unsupported_ops(trace(lambda x: torch.softmax(x @ x, -1), torch.randn(3, 3))) == []
 

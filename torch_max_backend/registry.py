@@ -114,7 +114,7 @@ def _check_signature(overload: OpOverload, function: Callable[..., Any]) -> None
     if [p.name for p in parameters] != [a.name for a in arguments]:
         raise RegistrationError(
             f"{function.__name__}({', '.join(p.name for p in parameters)}) does not fit {overload}:"
-            f" its schema is {overload._schema}"
+            f" its schema is {overload._schema}; take ({', '.join(a.name for a in arguments)})"
         )
     for parameter, argument in zip(parameters, arguments, strict=True):
         if argument.kwarg_only != (parameter.kind is parameter.KEYWORD_ONLY):

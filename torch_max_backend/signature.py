@@ -21,7 +21,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from torch_max_backend.accelerators import to_device_ref
 from torch_max_backend.dims import expression, to_dim
 from torch_max_backend.dtypes import to_max
-from torch_max_backend.errors import MaxBackendError
+from torch_max_backend.errors import InputError, MaxBackendError
 from torch_max_backend.ops.random import RANDOM_OPERATORS, seed_type
 from torch_max_backend.size_trees import FUNCTIONS, tree_function
 from torch_max_backend.source_lines import source_of
@@ -177,7 +177,12 @@ def _add_tensors(signature: GraphSignature, placeholders: Sequence[Node]) -> set
             if isinstance(expr, sympy.Symbol):
                 bound.add(expr.name)
             shape.append(to_dim(size) if plain else Dim(f"input{position}_axis{axis}"))
-        kind = TensorType(to_max(value.dtype), shape, to_device_ref(value.device))
+        try:
+            kind = TensorType(to_max(value.dtype), shape, to_device_ref(value.device))
+        except InputError as error:
+            user = next(user for user in node.users if user.op != "output")
+            where = f"argument {position}, {list(value.shape)}, first used at {source_of(user)}"
+            raise InputError(f"{error}\n  {where}") from error
         signature.inputs.append(GraphInput(position, "tensor", kind, node=node))
     return bound
 
