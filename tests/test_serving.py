@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from torch.export import Dim
 from benchmarks import serving
 from pretrained_models import serve
 from torch_max_backend import MaxCompiledModel, export, load
+from torch_max_backend.aot.metadata import TensorSpec
 from vit.images import ImageError, image_size, read_image
 
 SIZE = (24, 32)
@@ -159,6 +161,23 @@ def test_a_full_queue(model: MaxCompiledModel, monkeypatch: pytest.MonkeyPatch):
         response = client.post("/predict", content=serving.images()[0])
     assert response.status_code == 503 and response.headers["retry-after"] == "1"
     assert response.json()["detail"] == "9 images wait already"
+
+
+def test_a_package_of_one_batch_size_gets_it():
+    spec = TensorSpec("x", torch.float64, (4, 3, *SIZE), "cpu")
+    seen: list[torch.Tensor] = []
+
+    def run(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        seen.extend(inputs)
+        return [inputs[0].sum((1, 2, 3))]
+
+    fixed: Any = SimpleNamespace(input_specs=[spec], run=run, get_metadata=lambda: {"ranges": "{}"})
+    images = [torch.randn(3, *SIZE) for _ in range(3)]
+    results = serve.Batcher(fixed, 9, CollectorRegistry())._run(images)
+    assert seen[0].shape == (4, 3, *SIZE) and seen[0].dtype == torch.float64
+    torch.testing.assert_close(
+        torch.stack(results), torch.stack(images).double().sum((1, 2, 3)).float()
+    )
 
 
 def test_features_are_the_mean_of_tokens():
