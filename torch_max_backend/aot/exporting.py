@@ -141,9 +141,11 @@ def export(
 def _check_target(
     cpu: str, gpu: str | None, device: str | torch.device | None, verify: bool
 ) -> None:
-    if cpu != NATIVE and cpu not in cpu_levels():
-        names = ", ".join(map(repr, [NATIVE, *cpu_levels()]))
-        raise ExportError(f"cpu={cpu!r}; on this machine it is one of {names}")
+    names = [NATIVE, *cpu_levels()]
+    if cpu not in names:
+        raise ExportError(
+            f"cpu={cpu!r}; on this machine it is one of {', '.join(map(repr, names))}"
+        )
     if gpu is None:
         return
     api_of(gpu)
