@@ -55,7 +55,8 @@ TARGETS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", TARGETS)
 def test_a_vit_is_exported_for_a_gpu_that_is_not_here(architecture, tmp_path):
-    from torch_max_backend import PackageDeviceError, export, load, load_metadata_from_package
+    from torch_max_backend import export, load, load_metadata_from_package
+    from torch_max_backend.errors import PackageDeviceError
 
     api, dtype, changes, dynamic = TARGETS[architecture]
     model = vit(getattr(torch, dtype), **changes)

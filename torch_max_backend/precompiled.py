@@ -87,7 +87,8 @@ def precompile(
 def _save_graph(gm: GraphModule) -> bytes:
     """Of the fake values only the arguments' are kept: some of the others cannot be written, and
     tracing makes them anew."""
-    return save_graph(gm, lambda node, key: key != _VALUE or node.op == "placeholder")
+    arguments = set(gm.graph.find_nodes(op="placeholder"))
+    return save_graph(gm, lambda node, key: key != _VALUE or node in arguments)
 
 
 def _load_graph(data: bytes, fake_mode: FakeTensorMode) -> GraphModule:

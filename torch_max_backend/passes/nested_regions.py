@@ -81,6 +81,11 @@ def _check(call: Node, placeholder: Node, operand: Any) -> None:
         same = str(traced) == str(given)
     if not same:
         raise MaxBackendError(
-            f"the region called by {call.name} was traced with {traced}, this call has {given}; "
+            f"the region called by {call.name} was traced with {_told(traced)}, this call "
+            f"has {_told(given)}; "
             f"take torch.compiler.nested_compile_region away from it\n  source: {source_of(call)}"
         )
+
+
+def _told(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else str(value)
