@@ -23,6 +23,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_map_only
 
+from torch_max_backend import aten_functions  # noqa: F401  operators and their lowerings
 from torch_max_backend.accelerators import this_gpu
 from torch_max_backend.context import mlir_context
 from torch_max_backend.cpu import cpu_target, making_code_for
