@@ -307,6 +307,24 @@ def test_background_answers_with_eager_meanwhile(background):
     assert not any("switching" in line for line in background["waiting"])
 
 
+ENDS = """
+import torch
+run = torch.compile(torch.tanh, backend="max", options={"compile": "background"})
+print(run(torch.zeros(3)).tolist())
+"""
+
+
+def test_a_process_that_ends_under_a_background_compile(tmp_path):
+    """It ends well, when the compile has; the next one has the executable."""
+    env = {**os.environ, "TORCH_MAX_BACKEND_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stdout) == (0, "[0.0, 0.0, 0.0]\n"), done.stderr
+    programs = [
+        path for path in tmp_path.rglob("*") if path.is_file() and "kernels" not in path.parts
+    ]
+    assert any(path.stat().st_size > 10_000 for path in programs)
+
+
 def test_background_switches_once_and_says_so(background, cold):
     first = [line for line in background["logged"] if "answering with eager" in line]
     switched = [line for line in background["logged"] if "switching to MAX" in line]

@@ -178,7 +178,8 @@ class Program:
             if self._thread is None:
                 _retire(self)
                 log.info("compiling %s in the background, answering with eager", graph.name)
-                self._thread = threading.Thread(target=self._in_background, daemon=True)
+                # no daemon: MAX crashes where the process ends under its compiler
+                self._thread = threading.Thread(target=self._in_background)
                 self._thread.start()
         return None
 
