@@ -120,7 +120,7 @@ def load_test(port: int, path: Path, clients: int, seconds: float) -> Answers:
     end = time.perf_counter() + seconds
 
     def client(number: int) -> None:
-        count = number
+        count = number * BAD_EVERY // clients  # so that a bad image comes soon
         while time.perf_counter() < end:
             count += 1
             which = count % IMAGES

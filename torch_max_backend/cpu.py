@@ -43,6 +43,11 @@ def cpu_levels() -> dict[str, frozenset[str]]:
     return levels
 
 
+def system() -> str:
+    """Operating system and kind of processor, which an executable is for."""
+    return f"{platform.system()} {platform.machine()}"
+
+
 @contextmanager
 def making_code_for(cpu: str) -> Iterator[None]:
     """Within, this thread compiles for that processor: ``"native"`` or one of ``cpu_levels``."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from torch_max_backend.cpu import (
     cpu_levels,
     cpu_target,
     making_code_for,
+    system,
     target_features,
 )
 from torch_max_backend.decompositions import decompositions
@@ -158,7 +158,7 @@ def _check_target(
 def _machine(gpu: str | None) -> dict[str, Any]:
     """What the package asks of the machine that loads it."""
     return {
-        "system": f"{platform.system()} {platform.machine()}",
+        "system": system(),
         "cpu": cpu_target(),
         "instruction_sets": sorted(target_features()),
         "gpu": gpu_needed(gpu),

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
 import resource
 import threading
 import time
@@ -23,7 +22,7 @@ from torch_max_backend.aot import package
 from torch_max_backend.aot.call_spec import CallSpec
 from torch_max_backend.aot.metadata import TensorSpec
 from torch_max_backend.aot.weights import read_weights
-from torch_max_backend.cpu import cpu_features
+from torch_max_backend.cpu import cpu_features, system
 from torch_max_backend.errors import (
     ConstantsError,
     DamagedPackageError,
@@ -122,10 +121,10 @@ def _check_fits(path: Path, metadata: Mapping[str, Any], device: str | torch.dev
             f"{path} was made for the GPU {metadata['gpu']}, here is {this_gpu()}; export it with "
             "gpu= this architecture, or on this machine"
         )
-    system = f"{platform.system()} {platform.machine()}"
-    if metadata["system"] != system:
+    if metadata["system"] != system():
         raise PackageCpuError(
-            f"{path} was made for {metadata['system']}, this is {system}; export it on this machine"
+            f"{path} was made for {metadata['system']}, this is {system()}; export it on this "
+            "machine"
         )
     missing = set(metadata["instruction_sets"]) - set(cpu_features().split())
     if missing:
