@@ -60,8 +60,10 @@ def test_wrong_arguments(arguments: list[str]):
 def test_info(package: Path):
     found = json.loads(run_process("info", package, "--format", "json").stdout)
     assert found["model"] == "Sequential"
-    assert found["outputs"][0]["shape"][1] == 3
+    assert found["outputs"][0]["shape"] == ["batch", 3]
     text = run("info", package).stdout
+    assert "input     input: float32 [batch, 4]\n" in text
+    assert text.endswith("range     batch: 2 to 8\n")
     assert "Sequential" in text and "2 tensors, in the package" in text
 
 

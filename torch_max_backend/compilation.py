@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache as memoize
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +137,15 @@ class Program:
     def add(self, graph: _Pending) -> bool:
         """Takes a graph in; False when the program is being compiled already.
 
-        A graph that the cache does not know is lowered now, so that errors come from the compile.
+        A graph that the cache does not know is lowered now, so that errors come from the compile;
+        in background mode that, too, is left to the thread.
         """
         with self._lock:
             if self._sealed:
                 return False
             self._use_cache = self._use_cache and graph.options.cache
-            if not (graph.options.cache and cache.knows(graph.key)):
+            known = graph.options.cache and cache.knows(graph.key)
+            if not known and graph.options.compile != "background":
                 try:
                     self._build(graph)
                 except Exception:
@@ -171,17 +174,19 @@ class Program:
         return graph.model
 
     def poll(self, graph: _Pending) -> Model | None:
-        """The model if it is ready; else starts the compile in a thread and returns None."""
-        if self._done.is_set():
-            return self.model(graph)
+        """The model if it is ready, else None."""
+        return self.model(graph) if self._done.is_set() else None
+
+    def start(self) -> None:
+        """Compiles in a thread, unless that was started."""
         with self._thread_lock:
             if self._thread is None:
                 _retire(self)
-                log.info("compiling %s in the background, answering with eager", graph.name)
+                names = ", ".join(graph.name for graph in self.graphs)
+                log.info("compiling %s in the background, answering with eager", names)
                 # no daemon: MAX crashes where the process ends under its compiler
                 self._thread = threading.Thread(target=self._in_background)
                 self._thread.start()
-        return None
 
     def _in_background(self) -> None:
         start = time.perf_counter()
@@ -214,16 +219,28 @@ class Program:
         key = program_key([graph.key for graph in self.graphs])
         if self._use_cache and self._load_cached(key):
             return
-        for graph in self.graphs:
-            if graph not in self._built:
-                self._build(graph)
+        self._build_missing()
+        if not self._built:
+            return
         executable = _compile_module(self._module, self._built)
         if executable is None:
             _bisect(self._built)
             return
-        if self._use_cache:
+        if self._use_cache and len(self._built) == len(self.graphs):
             order = [self.graphs.index(graph) for graph in self._built]
             cache.store(key, executable, order, [graph.key for graph in self.graphs])
+
+    def _build_missing(self) -> None:
+        """Lowers what was not; a graph that cannot be lowered keeps its error."""
+        for graph in self.graphs:
+            if graph in self._built or graph.error is not None:
+                continue
+            try:
+                self._build(graph)
+            except Exception as error:
+                graph.error = error
+                self._module, self._built = Module(), []  # half a graph is in the module
+                self._build_missing()
 
     def _load_cached(self, key: str) -> bool:
         name = self.graphs[0].name
@@ -393,12 +410,10 @@ def compile_graph(
         executable = executables[pending.key]
         return CompiledGraph(pending.name, None, signature, weights, lambda: load_ahead(executable))
     program = _submit(pending)
-    background = options.compile == "background"
-
-    def prepare() -> Model | None:
-        return program.poll(pending) if background else program.model(pending)
-
-    return CompiledGraph(pending.name, gm, signature, weights, prepare)
+    if options.compile == "background":
+        prepare = partial(program.poll, pending)
+        return CompiledGraph(pending.name, gm, signature, weights, prepare, program.start)
+    return CompiledGraph(pending.name, gm, signature, weights, partial(program.model, pending))
 
 
 def _log_graph(name: str, graph: Graph | str) -> None:

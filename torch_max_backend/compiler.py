@@ -90,11 +90,12 @@ def _compile(
     run_passes(gm)
     if flags.verbose_enabled():
         log.warning("%s graph\n%s", kind, describe_graph(gm))
+    traced = time.perf_counter()
     compiled = compile_graph(
         gm, settings, kind=kind, weights=_static_arguments(kind), executables=executables
     )
     if start is not None and profiling.enabled():
-        profiling.record(compiled.name, "trace", start, time.perf_counter())
+        profiling.record(compiled.name, "trace", start, traced)
     return _boxed(compiled) if kind == "backward" else compiled
 
 

@@ -96,6 +96,8 @@ class CompiledGraph:
         signature: how arguments and results are bound.
         weights: positions of arguments that stay the same from call to call (parameters, buffers).
         prepare: returns the MAX model, compiling if need be; None while a background compile runs.
+        start: starts the background compile; called after each of eager's answers, so that the
+            compiler does not take the processor from the first.
     """
 
     def __init__(
@@ -105,12 +107,14 @@ class CompiledGraph:
         signature: GraphSignature,
         weights: Sequence[int],
         prepare: Callable[[], Model | None],
+        start: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self.signature = signature
         self._boxed_call = True  # AOTAutograd hands the arguments over in one list
         self._eager: GraphModule | None = gm
         self._prepare = prepare
+        self._start = start
         self._model: Model | None = None
         static = set(weights)
         self._weights = [
@@ -141,6 +145,7 @@ class CompiledGraph:
     def _load(self, wait: bool = False) -> Model | None:
         model = self._prepare()
         while model is None and wait:
+            self._start()
             time.sleep(0.05)
             model = self._prepare()
         if model is not None:
@@ -157,7 +162,9 @@ class CompiledGraph:
             if model is None:
                 assert eager is not None
                 with torch.no_grad():
-                    return list(eager(*args))
+                    answer = list(eager(*args))
+                self._start()
+                return answer
         if self._profile:
             return self._timed_call(model, args)
         buffers, pointers = self._bind(args)

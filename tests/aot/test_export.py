@@ -143,6 +143,10 @@ def test_what_it_says_of_itself(made: exporting.Export, package_model: MaxCompil
     metadata = load_metadata_from_package(made.path)
     assert metadata["model"] == "Model" and metadata["device"] == "cpu"
     assert metadata["versions"]["torch"] == torch.__version__
+    assert (metadata["inputs"][0]["shape"], metadata["ranges"]) == (
+        ["batch", 8],
+        {"batch": [1, 16]},
+    )
     assert {e["name"]: e["shape"] for e in metadata["constants"]}["first.weight"] == [8, 8]
     assert metadata["aliases"] == {"second.weight": "first.weight"}
     strings = package_model.get_metadata()
@@ -162,7 +166,10 @@ WRONG_CALLS = {
     "dtype": ([example().double(), 2.0, EXTRA["limit"]], r"float32 .*tensor of torch\.float64"),
     "rank": ([example()[0], 2.0, EXTRA["limit"]], r"shape \[8\] was given"),
     "size": ([torch.randn(4, 9), 2.0, EXTRA["limit"]], "axis 1 has 9 elements, 8 are needed"),
-    "range": ([example(17), 2.0, EXTRA["limit"]], "axis 0 has 17 elements, not 1 to 16"),
+    "range": (
+        [example(17), 2.0, EXTRA["limit"]],
+        r"x: float32 \[batch, 8\]; axis 0 has 17 elements, not 1 to 16",
+    ),
     "fixed": ([example(), 3.0, EXTRA["limit"]], r"exported as 2\.0, 3\.0 was given"),
 }
 

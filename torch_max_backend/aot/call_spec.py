@@ -34,7 +34,6 @@ class CallSpec:
         outputs: for each flat output of the user its place in the graph's outputs.
         mutated: places of outputs that are new values of constants, by their names.
         mutated_inputs: and of outputs that are new values of the user's inputs.
-        ranges: the smallest and largest value of each symbol.
         in_tree, out_tree: the pytrees, as torch's ``treespec_dumps`` writes them.
     """
 
@@ -45,7 +44,6 @@ class CallSpec:
     outputs: tuple[int, ...]
     mutated: Mapping[str, int]
     mutated_inputs: Mapping[int, int]
-    ranges: Mapping[str, tuple[int, int]]
     in_tree: str
     out_tree: str
 
@@ -63,7 +61,6 @@ class CallSpec:
             "user_outputs": list(self.outputs),
             "mutated_constants": dict(self.mutated),
             "mutated_inputs": [[i, place] for i, place in self.mutated_inputs.items()],
-            "ranges": {name: list(bounds) for name, bounds in self.ranges.items()},
             "in_tree": self.in_tree,
             "out_tree": self.out_tree,
         }
@@ -86,7 +83,6 @@ class CallSpec:
             tuple(map(int, found["user_outputs"])),
             {str(name): int(place) for name, place in found["mutated_constants"].items()},
             {int(i): int(place) for i, place in found["mutated_inputs"]},
-            {str(name): (int(low), int(high)) for name, (low, high) in found["ranges"].items()},
             str(found["in_tree"]),
             str(found["out_tree"]),
         )

@@ -24,6 +24,7 @@ from torch_max_backend.aot.call_spec import CallSpec
 from torch_max_backend.aot.gpu_target import api_of, compile_for_gpu, gpu_needed, move_to_gpu
 from torch_max_backend.aot.loaded import load, load_metadata_from_package
 from torch_max_backend.aot.metadata import TensorSpec
+from torch_max_backend.aot.symbol_names import renamed, symbol_names
 from torch_max_backend.aot.weights import write_weights
 from torch_max_backend.compilation import compile_ahead
 from torch_max_backend.composites import replace_composites
@@ -111,13 +112,18 @@ def export(
     _check_target(cpu, gpu, device, verify)
     if device is not None:
         model, args, kwargs = _moved(model, args, kwargs, torch.device(device))
+    if dynamic_shapes is None and hasattr(model, "default_dynamic_shapes"):
+        dynamic_shapes = model.default_dynamic_shapes()  # type: ignore[operator]
     program, tracing = _traced(model, args, kwargs, dynamic_shapes, fallback)
+    names = {}
+    if isinstance(model, nn.Module) and tracing == "dynamic":
+        names = symbol_names(program, model.forward, args, kwargs, dynamic_shapes)
     lowered = _lowered(program)
     gm = lowered.graph_module
     if gpu is not None:
         move_to_gpu(gm)
     spec, constants = _call_spec(lowered)
-    metadata = _metadata(model, lowered, spec, constants, tracing)
+    metadata = _metadata(model, lowered, spec, constants, tracing, names)
     with making_code_for(cpu):
         metadata |= _machine(gpu)
         if gpu is None:
@@ -233,8 +239,6 @@ def _traced(
             "the model is in training mode, whose dropout and batch statistics would be exported; "
             "call model.eval() first"
         )
-    if dynamic_shapes is None and hasattr(model, "default_dynamic_shapes"):
-        dynamic_shapes = model.default_dynamic_shapes()  # type: ignore[operator]
     static = dynamic_shapes is None or dynamic_shapes == "static"
     ways = [("static", None, True), ("static, strict=False", None, False)]
     if not static:
@@ -299,10 +303,6 @@ def _call_spec(program: ExportedProgram) -> tuple[CallSpec, dict[str, torch.Tens
             mutated_inputs[names[result.target]] = place
         else:
             raise ExportError(f"{result.arg.name}: a package cannot hold a result of {result.kind}")
-    ranges = {
-        symbol.name: (_bound(limits.lower), _bound(limits.upper))
-        for symbol, limits in program.range_constraints.items()
-    }
     spec = CallSpec(
         read_signature(program.graph_module),
         places,
@@ -311,7 +311,6 @@ def _call_spec(program: ExportedProgram) -> tuple[CallSpec, dict[str, torch.Tens
         tuple(outputs),
         mutated,
         mutated_inputs,
-        ranges,
         treespec_dumps(program.call_spec.in_spec),
         treespec_dumps(program.call_spec.out_spec),
     )
@@ -332,17 +331,18 @@ def _metadata(
     spec: CallSpec,
     constants: Mapping[str, torch.Tensor],
     tracing: str,
+    names: Mapping[str, str],
 ) -> dict[str, Any]:
     nodes = list(program.graph.nodes)
     placeholders = [node for node in nodes if node.op == "placeholder"]
     inputs = [
-        _tensor_spec(placeholders[place].name, placeholders[place].meta["val"]).to_json()
+        _tensor_spec(placeholders[place].name, placeholders[place].meta["val"], names).to_json()
         for i, place in enumerate(spec.inputs)
         if i not in spec.fixed
     ]
     (results,) = nodes[-1].args
     outputs = [
-        _tensor_spec(results[place].name, results[place].meta["val"]).to_json()
+        _tensor_spec(results[place].name, results[place].meta["val"], names).to_json()
         for place in spec.outputs
         if isinstance(results[place], torch.fx.Node)
         and isinstance(results[place].meta["val"], torch.Tensor)
@@ -359,7 +359,10 @@ def _metadata(
             "max": version("max"),
         },
         "tracing": tracing,
-        "ranges": {name: list(limits) for name, limits in spec.ranges.items()},
+        "ranges": {
+            names.get(symbol.name, symbol.name): [_bound(limits.lower), _bound(limits.upper)]
+            for symbol, limits in program.range_constraints.items()
+        },
         "inputs": inputs,
         "outputs": outputs,
         "constants": [
@@ -389,8 +392,10 @@ def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
-def _tensor_spec(name: str, tensor: torch.Tensor) -> TensorSpec:
-    shape = tuple(to_tree(expression(size)) for size in tensor.shape)
+def _tensor_spec(
+    name: str, tensor: torch.Tensor, names: Mapping[str, str] | None = None
+) -> TensorSpec:
+    shape = tuple(to_tree(renamed(expression(size), names or {})) for size in tensor.shape)
     return TensorSpec(name, tensor.dtype, shape, tensor.device.type)
 
 

@@ -191,6 +191,9 @@ class MaxCompiledModel:
         )
         self._input_specs = [TensorSpec.from_json(entry) for entry in metadata["inputs"]]
         self._output_specs = [TensorSpec.from_json(entry) for entry in metadata["outputs"]]
+        self._ranges = {
+            str(name): (int(low), int(high)) for name, (low, high) in metadata["ranges"].items()
+        }
         self._in_tree: TreeSpec | None = None
         self._out_tree: TreeSpec | None = None
         tensors = [i for i in range(len(spec.inputs)) if i not in spec.fixed]
@@ -299,7 +302,7 @@ class MaxCompiledModel:
 
     def example_inputs(self) -> list[Any]:
         """Flat inputs that ``run`` takes: random, of the smallest sizes that were exported."""
-        symbols = {name: max(low, 1) for name, (low, _) in self._spec.ranges.items()}
+        symbols = {name: max(low, 1) for name, (low, _) in self._ranges.items()}
         inputs: list[Any] = []
         for place in range(len(self._spec.inputs)):
             if place in self._spec.fixed:
@@ -415,7 +418,7 @@ class MaxCompiledModel:
                     place, expected, f"axis {axis} has {given} elements, {wanted} are needed"
                 )
             if isinstance(size, str):
-                low, high = self._spec.ranges.get(size, (0, given))
+                low, high = self._ranges.get(size, (0, given))
                 if not low <= given <= high:
                     raise self._wrong(
                         place, expected, f"axis {axis} has {given} elements, not {low} to {high}"

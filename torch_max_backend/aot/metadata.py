@@ -45,7 +45,8 @@ class TensorSpec:
         )
 
     def __str__(self) -> str:
-        return f"{self.name}: {str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+        shape = ", ".join(map(str, self.shape))
+        return f"{self.name}: {str(self.dtype).removeprefix('torch.')} [{shape}]"
 
 
 def dtype_named(name: str) -> torch.dtype:

@@ -83,7 +83,10 @@ def _info_text(metadata: dict[str, Any]) -> str:
     ]
     for kind in ("inputs", "outputs"):
         for entry in metadata[kind]:
-            rows.append([kind[:-1], f"{entry['name']}: {entry['dtype']} {entry['shape']}"])
+            shape = ", ".join(map(str, entry["shape"]))
+            rows.append([kind[:-1], f"{entry['name']}: {entry['dtype']} [{shape}]"])
+    for name, (low, high) in metadata["ranges"].items():
+        rows.append(["range", f"{name}: {low} to {high}"])
     return tabulate(rows, tablefmt="plain")
 
 

@@ -1,0 +1,80 @@
+"""One process from its imports to a model's first result: what benchmarks.startup repeats.
+
+    python -m benchmarks.first_result MODEL CONTESTANT
+
+Nothing heavy is imported at the top: imports are measured.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+FIXED: dict[str, Any] = {"fullgraph": True, "dynamic": False}
+COMPILE: dict[str, dict[str, Any] | None] = {
+    "max": {"backend": "max"},
+    "max, background": {"backend": "max", "options": {"compile": "background"}},
+    "inductor": {"backend": "inductor"},
+    "Dynamo, then eager": {"backend": "eager"},
+    "eager": None,
+}
+CONTESTANTS = tuple(COMPILE)
+OURS = ("torch._dynamo", "torch_max_backend.compiler", "torch_max_backend.tables")
+IMPORTS = {
+    "max": OURS,
+    "max, background": OURS,
+    "inductor": ("torch._dynamo", "torch._inductor.compile_fx"),
+    "Dynamo, then eager": ("torch._dynamo",),
+    "eager": (),
+}
+FIRST = "first result after imports"
+PHASES = ("trace", "build", "cache", "compile", "load")
+
+
+def measure(model_name: str, contestant: str) -> dict[str, float]:
+    """The parts of this process's start, in seconds."""
+    found = {"import torch": _seconds(lambda: import_module("torch"))}
+    import torch
+
+    from benchmarks.cases import Case, make_input, make_model
+
+    case = Case(model_name, 1, 224, "float32")
+    model, x = make_model(case), make_input(case)
+    found["other imports"] = _seconds(lambda: [*map(import_module, IMPORTS[contestant])])
+    settings = COMPILE[contestant]
+
+    def first_result() -> None:
+        run = model if settings is None else torch.compile(model, **FIXED, **settings)
+        with torch.no_grad():
+            run(x)
+
+    found[FIRST] = _seconds(first_result)
+    if contestant == "max":
+        found |= _phases()
+    return found
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _phases() -> dict[str, float]:
+    """What the profile knows; "trace" is from the backend's call to the lowering, AOTAutograd's
+    part; Dynamo is the rest."""
+    from torch_max_backend import profiling
+
+    totals = dict.fromkeys(PHASES, 0.0)
+    for phases in profiling.timings().values():
+        for name in PHASES:
+            totals[name] += sum(phases.get(name, []))
+    return totals
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(*sys.argv[1:])), flush=True)
