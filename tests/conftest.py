@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests import harness
+from torch_max_backend import compilation
 
 _folder: pytest.StashKey[Path] = pytest.StashKey()
 
@@ -34,6 +35,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         shutil.rmtree(config.stash[_folder], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_program() -> None:
+    """What other files traced and never ran is not compiled with the graphs of this one."""
+    compilation._open.clear()
 
 
 @pytest.fixture(scope="module")
