@@ -11,7 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.harness import FLOATS, Case, comparison, grouped, in_turns, randn, short, strided
+from tests.harness import (
+    FLOATS,
+    Case,
+    comparison,
+    grouped,
+    in_turns,
+    integers,
+    randn,
+    short,
+    strided,
+)
 
 
 def products() -> Iterator[Case]:
@@ -96,6 +106,33 @@ def products() -> Iterator[Case]:
         yield Case(f"mm-{short(dtype)}", torch.mm, inputs)
         batched = [randn(2, 3, 4, dtype=dtype), randn(2, 4, 5, dtype=dtype)]
         yield Case(f"bmm-{short(dtype)}", torch.bmm, batched)
+
+
+bytes_ = partial(integers, low=-128, high=128, dtype=torch.int8)
+
+
+def quantised() -> Iterator[Case]:
+    def unsigned_shift(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """As torchao writes a product of int8 on a processor."""
+        shifted = (a.to(torch.int32) + 128).to(torch.uint8)
+        return torch._int_mm(shifted, b).sub_(b.sum(0, keepdim=True, dtype=torch.int32) * 128)
+
+    def scaled(a: torch.Tensor, w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return unsigned_shift(a, w.t()).float() * scale[:, None] + 1
+
+    # depths around a unit of four and a block of 2048; rows around a tile of 6 and a block of 96
+    for m, k, n in [(1, 1, 1), (5, 3, 7), (6, 24, 64), (13, 70, 65), (100, 130, 70), (7, 2100, 33)]:
+        a, b, w = (bytes_(*shape, seed=str(m)) for shape in [(m, k), (k, n), (n, k)])
+        yield Case(f"int_mm-{m}x{k}x{n}", torch._int_mm, [a, b])
+        yield Case(f"int_mm_turned-{m}x{k}x{n}", lambda x, y: torch._int_mm(x, y.t()), [a, w])
+        yield Case(f"int_mm_shifted-{m}x{k}x{n}", scaled, [a, w, randn(m)])
+    lowest = [torch.full((9, 40), -128, dtype=torch.int8) for _ in range(2)]
+    yield Case("int_mm_lowest", lambda x, y: torch._int_mm(x, y.t()), lowest)
+    sliced = [strided(bytes_(5, 12), "sliced"), strided(bytes_(12, 7), "sliced")]
+    yield Case("int_mm_strided", torch._int_mm, sliced)
+    unsigned = integers(7, 20, high=256, dtype=torch.uint8)
+    yield Case("int_mm-uint8", torch._int_mm, [unsigned, bytes_(20, 5)])
+    yield Case("mm-int8", torch.mm, [bytes_(5, 20), bytes_(20, 6)])
 
 
 def edges() -> Iterator[Case]:
@@ -190,6 +227,6 @@ def linear_kernel() -> Iterator[Case]:
         )
 
 
-CASES = grouped([*products(), *edges(), *symbolic(), *linear_kernel()], 8)
+CASES = grouped([*products(), *quantised(), *edges(), *symbolic(), *linear_kernel()], 8)
 
 test_matmul = comparison(CASES)

@@ -49,6 +49,12 @@ FLOAT = Promotion.INT_TO_FLOAT
 BOOL = Promotion.ALWAYS_BOOL
 
 
+@lowering(aten._int_mm.default)
+def aten__int_mm(self: TensorValue, mat2: TensorValue) -> TensorValue:
+    """_int_mm(Tensor self, Tensor mat2) -> Tensor"""
+    return matmul_ops.int_mm(self, mat2)
+
+
 @lowering(aten._log_softmax.default)
 def aten__log_softmax(self: TensorValue, dim: int, half_to_float: bool) -> TensorValue:
     """_log_softmax(Tensor self, int dim, bool half_to_float) -> Tensor"""

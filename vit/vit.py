@@ -314,10 +314,12 @@ class ViT(nn.Module):
         """Whether torch.compile may trace one block for all: they differ in weights alone.
 
         In training their rates of stochastic depth differ; other runtimes cannot read a nested
-        region in an exported program.
+        region in an exported program; PyTorch 2.13 has none for the tensors of quantised weights.
         """
         tracing = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
-        return tracing and not self.training and not torch.is_grad_enabled()
+        if not tracing or self.training or torch.is_grad_enabled():
+            return False
+        return all(type(p) is nn.Parameter for p in self.blocks.parameters())
 
     def default_dynamic_shapes(self) -> tuple[dict[int, Dim]]:
         """For ``torch.export`` of ``forward(x)``: a batch of 1 to 32."""

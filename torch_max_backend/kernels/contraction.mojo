@@ -112,7 +112,7 @@ struct Scratch[dtype: DType](Movable):
         comptime Unit = Scalar[UNIT[Self.dtype]]
         self.size = size
         self.units = units_of[Self.dtype](size.depth)
-        var packed = self.units * size.segments * PANEL[Self.dtype]
+        var packed = (self.units * size.segments + 1) * PANEL[Self.dtype]  # and the excess
         var sums = BLOCK_ROWS * PANEL[Self.dtype]
         self.panel = unsafe_alloc[Unit](packed + sums + self.units, alignment=64)
         self.sums = self.panel.unsafe_offset(packed).unsafe_bitcast[Scalar[SUM[Self.dtype]]]()
@@ -121,6 +121,13 @@ struct Scratch[dtype: DType](Movable):
             zeros[unsafe_offset=u] = 0
         self.zeros = zeros.unsafe_bitcast[UInt8]()
         self.table = unsafe_alloc[BytePointer](BLOCK_ROWS * size.segments)
+
+    def excess_at(self, vector: Int) -> SumPointer[Self.dtype]:
+        """Where the excess of a vector of the panel's columns is, below the panel."""
+        var rows = self.units * self.size.segments
+        return self.panel.unsafe_offset(
+            rows * PANEL[Self.dtype] + vector * WIDTH[Self.dtype]
+        ).unsafe_bitcast[Scalar[SUM[Self.dtype]]]()
 
     def free(self):
         self.panel.unsafe_free()
@@ -144,6 +151,8 @@ def _piece[
     comptime width = WIDTH[dtype]
     var columns = min(PANEL[dtype], scratch.size.columns - column)
     source.pack(b, column, columns, scratch.panel.unsafe_bitcast[UInt8]())
+    comptime if dtype == DType.int8:
+        _sum_up_excess[dtype](scratch, ceildiv(columns, width))
     for row in range(first, last, height):
         var end = min(last, row + height)
         source.left(b, row, end, scratch.zeros, scratch.table)
@@ -157,6 +166,15 @@ def _piece[
             while n < columns:
                 store[1](b, row + m, column + n, line.unsafe_load[width=1](n))
                 n += 1
+
+
+def _sum_up_excess[dtype: DType](scratch: Scratch[dtype], vectors: Int):
+    for v in range(vectors):
+        var total = Sums[dtype](0)
+        for u in range(scratch.units * scratch.size.segments):
+            var place = u * PANEL[dtype] + v * WIDTH[dtype]
+            total = excess[dtype](total, scratch.panel.unsafe_load[width=WIDTH[dtype]](place))
+        scratch.excess_at(v).unsafe_store(0, total)
 
 
 def _block[dtype: DType](scratch: Scratch[dtype], vectors: Int, rows: Int):
@@ -194,7 +212,7 @@ def _tile[
         var right = scratch.panel.unsafe_offset((s * scratch.units + start) * stride)
         for u in range(start, min(whole, end)):
             comptime for i in range(ROWS):
-                left[i] = numbers[i].unsafe_load[alignment=2](u)
+                left[i] = numbers[i].unsafe_load[alignment = size_of[dtype]()](u)
             multiply_step[dtype, ROWS, vectors](sums, left, right)
             right = right.unsafe_offset(stride)
         if whole < end:
@@ -202,6 +220,12 @@ def _tile[
                 var row = numbers[i].unsafe_bitcast[UInt8]()
                 left[i] = unit_at[dtype](row, whole, scratch.size.depth)
             multiply_step[dtype, ROWS, vectors](sums, left, right)
+    comptime if dtype == DType.int8:
+        if segment + start == 0:
+            comptime for j in range(vectors):
+                var over = scratch.excess_at(j).unsafe_load[width=width]()
+                comptime for i in range(ROWS):
+                    sums[i * vectors + j] -= over
     var target = scratch.sums.unsafe_offset(m * stride)
     comptime for i in range(ROWS):
         comptime for j in range(vectors):

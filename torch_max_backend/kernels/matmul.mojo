@@ -54,7 +54,7 @@ def matmul[
     dtype: DType, turned: Bool, Epilogue: Store[dtype]
 ](product: Product[dtype, turned], store: Epilogue):
     """Computes all of it, in parallel, and hands each number to ``store`` once."""
-    comptime if turned:
+    comptime if turned and dtype != DType.int8:
         if product.rows < ROWS:
             _few_rows[dtype](product, store)
             return

@@ -34,7 +34,7 @@ def pack_columns[
                     square[i] = (
                         source.unsafe_offset((r + i) * row_bytes)
                         .unsafe_bitcast[Scalar[UNIT[dtype]]]()
-                        .unsafe_load[width=width, alignment=2](u)
+                        .unsafe_load[width=width, alignment = size_of[dtype]()](u)
                     )
             var turned = _transposed[dtype](square^)
             comptime for i in range(width):

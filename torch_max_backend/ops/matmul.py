@@ -35,20 +35,22 @@ def product(a: TensorValue, right: TensorValue, *, turned: bool) -> TensorValue:
     if any(static(d) == 0 for d in (*a.shape, *right.shape)):
         zero = ops.constant(0, a.dtype, device=a.device)
         return broadcast(zero, [*lead, rows, columns])
-    if a.dtype.is_float() and a.device.is_cpu():
+    if a.device.is_cpu() and a.dtype.is_float():
         return _cpu_product(a, right, turned)
+    if a.device.is_cpu() and a.dtype == DType.int8:
+        return _cpu_product(a, right if turned else ops.transpose(right, -2, -1), turned=True)
     b = ops.transpose(right, -2, -1) if turned else right
     return ops.matmul(a, b) if a.dtype.is_float() else _integer_product(a, b)
 
 
 def _cpu_product(a: TensorValue, right: TensorValue, turned: bool) -> TensorValue:
     """By our kernel, which knows one batch axis."""
-    sums = accumulation_dtype(a.dtype)
+    sums = DType.int32 if a.dtype == DType.int8 else accumulation_dtype(a.dtype)
     *lead, rows, _ = a.shape
     columns = right.shape[-2 if turned else -1]
     if len(lead) > 1:
         a, right = (reshape(x, [-1, *list(x.shape)[-2:]]) for x in (a, right))
-    if not takes_bfloat16(a):
+    if a.dtype.is_float() and not takes_bfloat16(a):
         a, right = ops.cast(a, sums), ops.cast(right, sums)
     kind = TensorType(sums, [*list(a.shape)[:-1], columns], a.device)
     name = "torch_max_backend.linear" if turned else "torch_max_backend.matmul"
@@ -85,6 +87,18 @@ def _operand_product(a: TensorValue, b: TensorValue, place: int) -> TensorValue:
 def mm(a: TensorValue, b: TensorValue) -> TensorValue:
     """a @ b for the node's two arguments, matrices with or without a batch axis."""
     return ops.cast(_operand_product(a, b, 1), a.dtype)
+
+
+def int_mm(a: TensorValue, b: TensorValue) -> TensorValue:
+    """a @ b for the node's two arguments, int8 matrices (or a uint8 a), as int32."""
+    if a.dtype == DType.uint8:  # 128 more than an int8
+        excess = ops.sum(ops.cast(b, DType.int32), 0) * 128
+        a = ops.cast(ops.cast(a, DType.int32) - 128, DType.int8)
+        return int_mm(a, b) + excess
+    if not a.device.is_cpu():
+        a, b = ops.cast(a, DType.int32), ops.cast(b, DType.int32)
+        return product(a, b, turned=False)
+    return _operand_product(a, b, 1)
 
 
 def mv(a: TensorValue, vector: TensorValue) -> TensorValue:
