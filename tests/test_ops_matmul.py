@@ -111,6 +111,18 @@ def products() -> Iterator[Case]:
 bytes_ = partial(integers, low=-128, high=128, dtype=torch.int8)
 
 
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As torchao quantises activations."""
+    least, most = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    least, most = (
+        f(y, torch.zeros_like(y)) for f, y in ((torch.minimum, least), (torch.maximum, most))
+    )
+    scale = torch.maximum(-least, most) / 127.5
+    zero = torch.zeros_like(scale).to(torch.int8)
+    scale = scale.clamp(min=torch.finfo(torch.float32).eps).float()
+    return torch.clamp((x * scale.reciprocal()).round() + zero, -128, 127).to(torch.int8), scale
+
+
 def quantised() -> Iterator[Case]:
     def unsigned_shift(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """As torchao writes a product of int8 on a processor."""
@@ -130,6 +142,10 @@ def quantised() -> Iterator[Case]:
     yield Case("int_mm_lowest", lambda x, y: torch._int_mm(x, y.t()), lowest)
     sliced = [strided(bytes_(5, 12), "sliced"), strided(bytes_(12, 7), "sliced")]
     yield Case("int_mm_strided", torch._int_mm, sliced)
+    rows = torch.cat([randn(5, 37) * 10.0 ** integers(5, 1, low=-9, high=9), torch.zeros(1, 37)])
+    for name, x in {"2d": rows, "3d": randn(2, 3, 64), "column": rows[:, :1]}.items():
+        for dtype in (torch.float32, torch.bfloat16):
+            yield Case(f"quantize_rows-{name}-{short(dtype)}", quantize_rows, [x.to(dtype)])
     unsigned = integers(7, 20, high=256, dtype=torch.uint8)
     yield Case("int_mm-uint8", torch._int_mm, [unsigned, bytes_(20, 5)])
     yield Case("mm-int8", torch.mm, [bytes_(5, 20), bytes_(20, 6)])

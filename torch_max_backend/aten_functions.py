@@ -24,6 +24,7 @@ from torch_max_backend.ops import (
     comparison,
     indexing,
     normalization,
+    quantization,
     random,
     shape,
     sorting,
@@ -1020,6 +1021,14 @@ def torch_max_backend_patch_embedding(
 ) -> TensorValue:
     """patch_embedding(Tensor input, Tensor weight, Tensor? bias) -> Tensor"""
     return convolution_ops.patch_embedding(input, weight, bias)
+
+
+@lowering(torch.ops.torch_max_backend.quantize_rows.default)
+def torch_max_backend_quantize_rows(
+    x: TensorValue, divisor: float, eps: float
+) -> tuple[TensorValue, TensorValue]:
+    """quantize_rows(Tensor x, float divisor, float eps) -> (Tensor, Tensor)"""
+    return quantization.quantize_rows(x, divisor, eps)
 
 
 @lowering(torch.ops.torch_max_backend.rms_norm.default)

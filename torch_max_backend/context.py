@@ -110,7 +110,7 @@ def strided_operand(index: int) -> Strided | None:
 def operand_is_zero(index: int) -> bool:
     """Whether an argument of the node is the number 0 or a tensor filled with it."""
     node = _node.get(None)
-    return node is not None and len(node.args) > index and _is_zero(node.args[index])
+    return node is not None and len(node.args) > index and is_zero(node.args[index])
 
 
 _MOVED = {
@@ -125,11 +125,12 @@ _MOVED = {
 _FILLED = {torch.ops.aten.full.default, torch.ops.aten.full_like.default}
 
 
-def _is_zero(arg: Any) -> bool:
+def is_zero(arg: Any) -> bool:
+    """Whether an argument of a node is the number 0 or a tensor filled with it."""
     if isinstance(arg, int | float):
         return arg == 0
     if not isinstance(arg, Node):
         return False
     if arg.target in _MOVED:
-        return _is_zero(arg.args[0])
-    return arg.target in _FILLED and _is_zero(arg.args[1])
+        return is_zero(arg.args[0])
+    return arg.target in _FILLED and is_zero(arg.args[1])

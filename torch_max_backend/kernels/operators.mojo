@@ -13,6 +13,7 @@ from .convolution import Axis, Convolution
 from .functions import gelu, gelu_tanh
 from .matmul import Product, matmul
 from .normalization import Factors, Rows, normalize
+from .quantization import QuantizedRows, quantize_rows
 from .units import SUM
 
 
@@ -178,6 +179,34 @@ struct RMSNorm:
         var factors = _factors(gain)
         normalize[centred=False](
             _rows(output, x), factors, factors, eps.cast[SUM[output.dtype]]()
+        )
+
+
+@register("torch_max_backend.quantize_rows")
+struct QuantizeRows:
+    """Rows of numbers to int8 and a scale each."""
+
+    @staticmethod
+    def execute[
+        target: StaticString
+    ](
+        output: OutputTensor[dtype=DType.int8, rank=2, ...],
+        scales: OutputTensor[dtype=DType.float32, rank=2, ...],
+        x: InputTensor[rank=2, ...],
+        divisor: Float32,
+        eps: Float32,
+        ctx: DeviceContext,
+    ) raises:
+        quantize_rows[x.dtype](
+            QuantizedRows[x.dtype](
+                _start[x.dtype](x),
+                output.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+                scales.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+                x.dim_size(0),
+                x.dim_size(1),
+            ),
+            divisor,
+            eps,
         )
 
 

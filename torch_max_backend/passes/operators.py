@@ -14,6 +14,7 @@ _library.define(
     "linear_gelu(Tensor input, Tensor weight, Tensor bias, *, str approximate='none') -> Tensor"
 )
 _library.define("patch_embedding(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
+_library.define("quantize_rows(Tensor x, float divisor, float eps) -> (Tensor, Tensor)")
 _library.define(
     "softmax_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor"
 )
@@ -32,6 +33,14 @@ def patch_embedding(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     """(N, C, *size), (O, C, *patch), (O) to (N, patches, O) (Dosovitskiy et al., 2020)."""
     convolve = (F.conv1d, F.conv2d, F.conv3d)[input.ndim - 3]
     return convolve(input, weight, bias, stride=weight.shape[2:]).flatten(2).transpose(1, 2)
+
+
+@torch.library.impl(_library, "quantize_rows", "CompositeExplicitAutograd")
+def quantize_rows(x: Tensor, divisor: float, eps: float) -> tuple[Tensor, Tensor]:
+    """int8 numbers and, for the last axis, their float32 scales: the largest magnitude over
+    ``divisor`` in the dtype of x, at least ``eps``."""
+    scale = (x.abs().amax(-1, keepdim=True) / divisor).clamp(eps).float()
+    return (x * scale.reciprocal()).round().clamp(-128, 127).to(torch.int8), scale
 
 
 @torch.library.impl(_library, "softmax_attention", "CompositeExplicitAutograd")

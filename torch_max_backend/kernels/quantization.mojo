@@ -1,0 +1,84 @@
+"""Rows of numbers as int8 with a scale each, so that the largest of a row becomes 127 or 128."""
+
+from std.memory import Pointer
+from std.runtime import parallelism_level
+from std.utils.numerics import nan
+from max.algorithm import sync_parallelize
+from .normalization import SMALL
+from .units import WIDTH
+
+
+@fieldwise_init
+struct QuantizedRows[dtype: DType](Copyable, ImplicitlyCopyable, Movable):
+    """A dense (rows, columns) matrix, where its int8 numbers and the scales of its rows go."""
+
+    var source: Pointer[Scalar[Self.dtype], MutUntrackedOrigin]
+    var target: Pointer[Int8, MutUntrackedOrigin]
+    var scales: Pointer[Float32, MutUntrackedOrigin]
+    var rows: Int
+    var columns: Int
+
+
+def quantize_rows[dtype: DType](call: QuantizedRows[dtype], divisor: Float32, eps: Float32):
+    """A row's scale is its largest magnitude over ``divisor``, rounded to ``dtype``, at least
+    ``eps``; its numbers are divided by it and rounded to even."""
+    var workers = parallelism_level()
+    if call.rows * call.columns <= SMALL:
+        workers = 1
+
+    def work(worker: Int) {call, divisor, eps, workers}:
+        for r in range(worker * call.rows // workers, (worker + 1) * call.rows // workers):
+            var source = call.source.unsafe_offset(r * call.columns)
+            var magnitude = _magnitude(source, call.columns)
+            var scale = (magnitude / divisor).cast[dtype]().cast[DType.float32]()
+            scale = scale.lt(eps).select(eps, scale)
+            call.scales[unsafe_offset=r] = scale
+            _quantize(source, 1 / scale, call.target.unsafe_offset(r * call.columns), call.columns)
+
+    if workers == 1:
+        work(0)
+    else:
+        sync_parallelize(work, workers)
+
+
+@always_inline
+def _magnitude[
+    dtype: DType, //
+](source: Pointer[Scalar[dtype], MutUntrackedOrigin], columns: Int) -> Float32:
+    """The largest absolute value of a row; NaN where it holds one."""
+    var largest = Float32(0)
+    var odd = False
+    var c = 0
+    comptime for step in range(3):  # four registers at once, lest each maximum wait for the last
+        comptime width = [4 * WIDTH[dtype], WIDTH[dtype], 1][step]
+        var part = SIMD[DType.float32, width](0)
+        var nans = SIMD[DType.bool, width](fill=False)
+        while c + width <= columns:
+            var x = abs(source.unsafe_load[width=width, alignment=2](c).cast[DType.float32]())
+            part = x.gt(part).select(x, part)
+            nans |= x.ne(x)
+            c += width
+        largest = max(largest, part.reduce_max())
+        odd = odd or nans.reduce_or()
+    return nan[DType.float32]() if odd else largest
+
+
+@always_inline
+def _quantize[
+    dtype: DType, //
+](
+    source: Pointer[Scalar[dtype], MutUntrackedOrigin],
+    factor: Float32,
+    target: Pointer[Int8, MutUntrackedOrigin],
+    columns: Int,
+):
+    var c = 0
+    comptime for step in range(2):
+        comptime width = WIDTH[dtype] if step == 0 else 1
+        comptime Vector = SIMD[DType.float32, width]
+        while c + width <= columns:
+            var x = source.unsafe_load[width=width, alignment=2](c).cast[DType.float32]() * factor
+            x = x.ne(x).select(Vector(0), x)  # no int8 is NaN
+            x = min(max(x.__round__(), Vector(-128)), Vector(127))
+            target.unsafe_store[alignment=1](c, x.cast[DType.int8]())
+            c += width
