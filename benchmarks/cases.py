@@ -21,6 +21,9 @@ SIZES = {  # depth, width, MLP width, heads (arXiv 2012.12877, 2010.11929)
     "vit-l": (24, 1024, 4096, 16),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+INT8 = "int8"
+"""float32 with linear layers whose weights and, at each call, activations are int8, by torchao."""
+PRECISIONS = (*DTYPES, INT8)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,21 @@ def make_model(case: Case) -> nn.Module:
     model = MODELS[case.model](case.resolution)
     randomise_(model, SEED)
     return model.eval()
+
+
+def in_precision(model: nn.Module, case: Case) -> nn.Module:
+    """The model of ``make_model``, changed to the case's precision."""
+    if case.dtype != INT8:
+        return model.to(DTYPES[case.dtype])
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    return model
+
+
+def images_in_precision(x: Tensor, case: Case) -> Tensor:
+    """The images of ``make_input`` as that model takes them."""
+    return x.to(DTYPES.get(case.dtype, torch.float32))
 
 
 def make_input(case: Case) -> Tensor:

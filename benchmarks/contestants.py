@@ -12,11 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.cases import DTYPES, Case, make_input, make_model
+from benchmarks.cases import (
+    INT8,
+    Case,
+    images_in_precision,
+    in_precision,
+    make_input,
+    make_model,
+)
 
 Run = Callable[[Tensor], Tensor]
+OWN_QUANTISATION = "it quantises by a tool of its own, not as torchao does"
 
 
 class LeftOut(Exception):
@@ -31,26 +39,24 @@ class Contestant:
     prepare: Callable[[Case, Path], None]
 
 
-def torch_model(case: Case) -> nn.Module:
-    """The model in the case's precision."""
-    return make_model(case).to(DTYPES[case.dtype])
+def torch_model(case: Case) -> Run:
+    """The model in the case's precision; takes float32 images, as ONNX Runtime and OpenVINO do, and
+    casts them itself."""
+    if case.dtype == INT8:
+        _needs("torchao")
+    model = in_precision(make_model(case), case)
+    return lambda x: model(images_in_precision(x, case))
 
 
 def _compiled(**settings: Any) -> Contestant:
     def load(case: Case, folder: Path) -> Run:
-        run = _in_precision(case, torch_model(case))
+        run = torch_model(case)
         return _without_grad(torch.compile(run, fullgraph=True, dynamic=False, **settings))
 
     def prepare(case: Case, folder: Path) -> None:
         load(case, folder)(make_input(case))
 
     return Contestant(load, prepare)
-
-
-def _in_precision(case: Case, model: Callable[[Tensor], Tensor]) -> Run:
-    """Takes float32 images, as ONNX Runtime and OpenVINO do, and casts them itself."""
-    dtype = DTYPES[case.dtype]
-    return lambda x: model(x.to(dtype))
 
 
 def _without_grad(run: Run) -> Run:
@@ -63,7 +69,7 @@ def _without_grad(run: Run) -> Run:
 
 def _eager() -> Contestant:
     return Contestant(
-        load=lambda case, folder: _without_grad(_in_precision(case, torch_model(case))),
+        load=lambda case, folder: _without_grad(torch_model(case)),
         prepare=lambda case, folder: None,
     )
 
@@ -76,7 +82,9 @@ def _inductor(mode: str | None) -> Contestant:
 def _onnxruntime() -> Contestant:
     def prepare(case: Case, folder: Path) -> None:
         if case.dtype != "float32":
-            raise LeftOut("ONNX Runtime's CPU provider has no bfloat16 kernels")
+            raise LeftOut(
+                f"the float32 model has no counterpart in {case.dtype} on its CPU provider"
+            )
         _needs("onnxruntime", "onnxscript")
         arguments = (make_input(case),)
         with torch.no_grad():
@@ -101,6 +109,8 @@ def _onnxruntime() -> Contestant:
 def _openvino() -> Contestant:
     def prepare(case: Case, folder: Path) -> None:
         _needs("openvino")
+        if case.dtype == INT8:
+            raise LeftOut(OWN_QUANTISATION)
         import openvino
 
         x = make_input(case)

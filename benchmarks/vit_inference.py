@@ -1,8 +1,9 @@
 """Vision Transformers at inference: MAX beside eager PyTorch, Inductor, ONNX Runtime, OpenVINO.
 
-    python -m benchmarks.vit_inference [--models vit-s ...] [--batches 1 8 32] [--dtypes float32]
-                                       [--resolutions 224] [--contestants max eager ...]
-                                       [--rounds 15] [--output-dir benchmarks/results]
+    python -m benchmarks.vit_inference [--models vit-s ...] [--batches 1 8 32] [--resolutions 224]
+                                       [--dtypes float32 bfloat16 int8] [--rounds 15]
+                                       [--contestants max eager ...]
+                                       [--output-dir benchmarks/results]
 
 Every contestant runs the same weights on the same input in a process of its own, on the same number
 of threads. First each is prepared (compiled, exported) and that process ends; then all are loaded
@@ -25,7 +26,17 @@ from typing import Any
 import torch
 
 from benchmarks import plots, results
-from benchmarks.cases import DTYPES, MODELS, Case, flops, make_input, make_model
+from benchmarks.cases import (
+    DTYPES,
+    MODELS,
+    PRECISIONS,
+    Case,
+    flops,
+    images_in_precision,
+    in_precision,
+    make_input,
+    make_model,
+)
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.environment import environment
 from benchmarks.results import Row
@@ -63,7 +74,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     names = {
         "models": (list(MODELS), [name for name in MODELS if name != "vit-l"]),
-        "dtypes": (list(DTYPES), list(DTYPES)),
+        "dtypes": (list(PRECISIONS), list(DTYPES)),
         "contestants": (list(CONTESTANTS), list(CONTESTANTS)),
     }
     for option, (choices, default) in names.items():
@@ -90,7 +101,7 @@ def _run_case(case: Case, args: argparse.Namespace) -> tuple[list[Row], bool]:
     model, x = make_model(case), make_input(case)
     reference = reference_output(model, x, lambda output: output)
     with torch.no_grad():
-        eager = model.to(DTYPES[case.dtype])(x.to(DTYPES[case.dtype])).double()
+        eager = in_precision(model, case)(images_in_precision(x, case)).double()
     eager_error = (eager - reference).abs().max().item()
     del model, eager
     failed = False
