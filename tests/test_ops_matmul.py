@@ -146,6 +146,12 @@ def quantised() -> Iterator[Case]:
     for name, x in {"2d": rows, "3d": randn(2, 3, 64), "column": rows[:, :1]}.items():
         for dtype in (torch.float32, torch.bfloat16):
             yield Case(f"quantize_rows-{name}-{short(dtype)}", quantize_rows, [x.to(dtype)])
+    for approximate in ("none", "tanh"):
+        yield Case(
+            f"quantize_rows-gelu-{approximate}",
+            lambda x, a=approximate: quantize_rows(F.gelu(x, approximate=a)),
+            [randn(5, 37, scale=3)],
+        )
     unsigned = integers(7, 20, high=256, dtype=torch.uint8)
     yield Case("int_mm-uint8", torch._int_mm, [unsigned, bytes_(20, 5)])
     yield Case("mm-int8", torch.mm, [bytes_(5, 20), bytes_(20, 6)])

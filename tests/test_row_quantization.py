@@ -38,6 +38,26 @@ def test_every_linear_layer_of_a_vit_that_torchao_quantised(dtype, dynamic):
     assert fused(model, torch.randn(2, 3, 8, 8, dtype=dtype), dynamic=dynamic) == 2 * 4
 
 
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_a_gelu_before_it_goes_with_it(approximate):
+    layer = nn.Sequential(nn.GELU(approximate), nn.Linear(8, 4)).eval()
+    quantize_(layer, Int8DynamicActivationInt8WeightConfig())
+    graph = trace(layer, torch.randn(2, 3, 8)).graph
+    (node,) = graph.find_nodes(op="call_function", target=FUSED)
+    assert node.kwargs == {"activation": "gelu" if approximate == "none" else "gelu_tanh"}
+    assert not graph.find_nodes(op="call_function", target=aten.gelu.default)
+
+
+def test_a_gelu_that_is_used_elsewhere_stays():
+    def twice(x: Tensor) -> tuple[Tensor, Tensor]:
+        activated = torch.nn.functional.gelu(x)
+        return written(activated), activated
+
+    graph = trace(twice, torch.randn(4, 4)).graph
+    (node,) = graph.find_nodes(op="call_function", target=FUSED)
+    assert node.args[0].target is aten.gelu.default
+
+
 def test_the_eager_answer_of_background_mode_is_the_same():
     layer = nn.Sequential(nn.Linear(8, 4)).eval()
     quantize_(layer, Int8DynamicActivationInt8WeightConfig())

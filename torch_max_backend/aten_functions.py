@@ -1025,10 +1025,10 @@ def torch_max_backend_patch_embedding(
 
 @lowering(torch.ops.torch_max_backend.quantize_rows.default)
 def torch_max_backend_quantize_rows(
-    x: TensorValue, divisor: float, eps: float
+    x: TensorValue, divisor: float, eps: float, *, activation: str = "none"
 ) -> tuple[TensorValue, TensorValue]:
-    """quantize_rows(Tensor x, float divisor, float eps) -> (Tensor, Tensor)"""
-    return quantization.quantize_rows(x, divisor, eps)
+    """quantize_rows(Tensor x, float divisor, float eps, *, str activation="none") -> (Tensor, Tensor)"""
+    return quantization.quantize_rows(x, divisor, eps, activation)
 
 
 @lowering(torch.ops.torch_max_backend.rms_norm.default)

@@ -197,17 +197,43 @@ struct QuantizeRows:
         eps: Float32,
         ctx: DeviceContext,
     ) raises:
-        quantize_rows[x.dtype](
-            QuantizedRows[x.dtype](
-                _start[x.dtype](x),
-                output.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-                scales.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-                x.dim_size(0),
-                x.dim_size(1),
-            ),
-            divisor,
-            eps,
-        )
+        quantize_rows[x.dtype, "none"](_quantized_rows(output, scales, x), divisor, eps)
+
+
+@register("torch_max_backend.quantize_rows_gelu")
+struct QuantizeRowsGelu:
+    """QuantizeRows of the GELU of the numbers."""
+
+    @staticmethod
+    def execute[
+        target: StaticString
+    ](
+        output: OutputTensor[dtype=DType.int8, rank=2, ...],
+        scales: OutputTensor[dtype=DType.float32, rank=2, ...],
+        x: InputTensor[rank=2, ...],
+        divisor: Float32,
+        eps: Float32,
+        ctx: DeviceContext,
+    ) raises:
+        quantize_rows[x.dtype, "gelu"](_quantized_rows(output, scales, x), divisor, eps)
+
+
+@register("torch_max_backend.quantize_rows_gelu_tanh")
+struct QuantizeRowsGeluTanh:
+    """QuantizeRowsGelu with the tanh approximation."""
+
+    @staticmethod
+    def execute[
+        target: StaticString
+    ](
+        output: OutputTensor[dtype=DType.int8, rank=2, ...],
+        scales: OutputTensor[dtype=DType.float32, rank=2, ...],
+        x: InputTensor[rank=2, ...],
+        divisor: Float32,
+        eps: Float32,
+        ctx: DeviceContext,
+    ) raises:
+        quantize_rows[x.dtype, "gelu_tanh"](_quantized_rows(output, scales, x), divisor, eps)
 
 
 @register("torch_max_backend.concat")
@@ -466,6 +492,21 @@ def _rows(
         output.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
         output.dim_size(0),
         output.dim_size(1),
+    )
+
+
+@always_inline
+def _quantized_rows(
+    output: OutputTensor[dtype=DType.int8, rank=2, ...],
+    scales: OutputTensor[dtype=DType.float32, rank=2, ...],
+    x: InputTensor[rank=2, ...],
+) -> QuantizedRows[x.dtype]:
+    return QuantizedRows[x.dtype](
+        _start[x.dtype](x),
+        output.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+        scales.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+        x.dim_size(0),
+        x.dim_size(1),
     )
 
 

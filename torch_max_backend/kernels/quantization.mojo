@@ -1,9 +1,11 @@
 """Rows of numbers as int8 with a scale each, so that the largest of a row becomes 127 or 128."""
 
 from std.memory import Pointer
+from std.memory.alloc import unsafe_alloc
 from std.runtime import parallelism_level
 from std.utils.numerics import nan
 from max.algorithm import sync_parallelize
+from .functions import gelu, gelu_tanh
 from .normalization import SMALL
 from .units import WIDTH
 
@@ -19,21 +21,25 @@ struct QuantizedRows[dtype: DType](Copyable, ImplicitlyCopyable, Movable):
     var columns: Int
 
 
-def quantize_rows[dtype: DType](call: QuantizedRows[dtype], divisor: Float32, eps: Float32):
+def quantize_rows[
+    dtype: DType, activation: StaticString
+](call: QuantizedRows[dtype], divisor: Float32, eps: Float32):
     """A row's scale is its largest magnitude over ``divisor``, rounded to ``dtype``, at least
-    ``eps``; its numbers are divided by it and rounded to even."""
+    ``eps``; its numbers, after the activation, are divided by it and rounded to even."""
     var workers = parallelism_level()
     if call.rows * call.columns <= SMALL:
         workers = 1
 
     def work(worker: Int) {call, divisor, eps, workers}:
+        var row = unsafe_alloc[Float32](call.columns)
         for r in range(worker * call.rows // workers, (worker + 1) * call.rows // workers):
             var source = call.source.unsafe_offset(r * call.columns)
-            var magnitude = _magnitude(source, call.columns)
+            var magnitude = _activate[activation](source, row, call.columns)
             var scale = (magnitude / divisor).cast[dtype]().cast[DType.float32]()
             scale = scale.lt(eps).select(eps, scale)
             call.scales[unsafe_offset=r] = scale
-            _quantize(source, 1 / scale, call.target.unsafe_offset(r * call.columns), call.columns)
+            _quantize(row, 1 / scale, call.target.unsafe_offset(r * call.columns), call.columns)
+        row.unsafe_free()
 
     if workers == 1:
         work(0)
@@ -42,20 +48,30 @@ def quantize_rows[dtype: DType](call: QuantizedRows[dtype], divisor: Float32, ep
 
 
 @always_inline
-def _magnitude[
-    dtype: DType, //
-](source: Pointer[Scalar[dtype], MutUntrackedOrigin], columns: Int) -> Float32:
-    """The largest absolute value of a row; NaN where it holds one."""
+def _activate[
+    dtype: DType, //, activation: StaticString
+](
+    source: Pointer[Scalar[dtype], MutUntrackedOrigin],
+    target: Pointer[Float32, MutUntrackedOrigin],
+    columns: Int,
+) -> Float32:
+    """A row after the activation, as float32 rounded to its dtype; returns the largest absolute
+    value, NaN where there is one."""
     var largest = Float32(0)
     var odd = False
     var c = 0
-    comptime for step in range(3):  # four registers at once, lest each maximum wait for the last
+    comptime for step in range(3):  # several registers at once, lest each wait for the last
         comptime width = [4 * WIDTH[dtype], WIDTH[dtype], 1][step]
         var part = SIMD[DType.float32, width](0)
         var nans = SIMD[DType.bool, width](fill=False)
         while c + width <= columns:
-            var x = abs(source.unsafe_load[width=width, alignment=2](c).cast[DType.float32]())
-            part = x.gt(part).select(x, part)
+            var x = source.unsafe_load[width=width, alignment=2](c).cast[DType.float32]()
+            comptime if activation == "gelu":
+                x = gelu(x).cast[dtype]().cast[DType.float32]()
+            elif activation == "gelu_tanh":
+                x = gelu_tanh(x).cast[dtype]().cast[DType.float32]()
+            target.unsafe_store(c, x)
+            part = abs(x).gt(part).select(abs(x), part)
             nans |= x.ne(x)
             c += width
         largest = max(largest, part.reduce_max())
@@ -64,20 +80,18 @@ def _magnitude[
 
 
 @always_inline
-def _quantize[
-    dtype: DType, //
-](
-    source: Pointer[Scalar[dtype], MutUntrackedOrigin],
+def _quantize(
+    source: Pointer[Float32, MutUntrackedOrigin],
     factor: Float32,
     target: Pointer[Int8, MutUntrackedOrigin],
     columns: Int,
 ):
     var c = 0
     comptime for step in range(2):
-        comptime width = WIDTH[dtype] if step == 0 else 1
+        comptime width = WIDTH[DType.float32] if step == 0 else 1
         comptime Vector = SIMD[DType.float32, width]
         while c + width <= columns:
-            var x = source.unsafe_load[width=width, alignment=2](c).cast[DType.float32]() * factor
+            var x = source.unsafe_load[width=width](c) * factor
             x = x.ne(x).select(Vector(0), x)  # no int8 is NaN
             x = min(max(x.__round__(), Vector(-128)), Vector(127))
             target.unsafe_store[alignment=1](c, x.cast[DType.int8]())

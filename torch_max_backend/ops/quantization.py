@@ -8,7 +8,9 @@ from max.graph import DeviceRef, TensorType, TensorValue, ops
 from torch_max_backend.ops.shape import reshape
 
 
-def quantize_rows(x: TensorValue, divisor: float, eps: float) -> tuple[TensorValue, TensorValue]:
+def quantize_rows(
+    x: TensorValue, divisor: float, eps: float, activation: str
+) -> tuple[TensorValue, TensorValue]:
     """int8 numbers and float32 scales of the rows of x, by our kernel; see passes.operators."""
     rows = reshape(x, [-1, x.shape[-1]])
     count, columns = rows.shape
@@ -17,5 +19,6 @@ def quantize_rows(x: TensorValue, divisor: float, eps: float) -> tuple[TensorVal
         TensorType(DType.float32, [count, 1], x.device),
     ]
     numbers = [ops.constant(n, DType.float32, device=DeviceRef.CPU()) for n in (divisor, eps)]
-    out, scales = ops.custom("torch_max_backend.quantize_rows", x.device, [rows, *numbers], kinds)
+    name = "torch_max_backend.quantize_rows" + ("" if activation == "none" else f"_{activation}")
+    out, scales = ops.custom(name, x.device, [rows, *numbers], kinds)
     return reshape(out.tensor, x.shape), reshape(scales.tensor, [*x.shape[:-1], 1])

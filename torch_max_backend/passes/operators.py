@@ -14,7 +14,10 @@ _library.define(
     "linear_gelu(Tensor input, Tensor weight, Tensor bias, *, str approximate='none') -> Tensor"
 )
 _library.define("patch_embedding(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
-_library.define("quantize_rows(Tensor x, float divisor, float eps) -> (Tensor, Tensor)")
+_library.define(
+    "quantize_rows(Tensor x, float divisor, float eps, *, str activation='none')"
+    " -> (Tensor, Tensor)"
+)
 _library.define(
     "softmax_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor"
 )
@@ -36,9 +39,14 @@ def patch_embedding(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
 
 @torch.library.impl(_library, "quantize_rows", "CompositeExplicitAutograd")
-def quantize_rows(x: Tensor, divisor: float, eps: float) -> tuple[Tensor, Tensor]:
+def quantize_rows(
+    x: Tensor, divisor: float, eps: float, *, activation: str = "none"
+) -> tuple[Tensor, Tensor]:
     """int8 numbers and, for the last axis, their float32 scales: the largest magnitude over
-    ``divisor`` in the dtype of x, at least ``eps``."""
+    ``divisor`` in the dtype of x, at least ``eps``; after a GELU where ``activation`` is "gelu" or
+    "gelu_tanh"."""
+    if activation != "none":
+        x = F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
     scale = (x.abs().amax(-1, keepdim=True) / divisor).clamp(eps).float()
     return (x * scale.reciprocal()).round().clamp(-128, 127).to(torch.int8), scale
 

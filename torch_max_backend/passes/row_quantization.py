@@ -1,6 +1,7 @@
 """Activations to int8 with a scale per row, as torchao writes it, as one operator on CPU.
 
-Written out it goes through the activations eight times; the kernel does so once.
+Written out it goes through the activations eight times, the kernel does once; a GELU before it is
+computed on the way.
 """
 
 from __future__ import annotations
@@ -23,54 +24,80 @@ _DTYPES = {torch.float32, torch.bfloat16}
 
 @dataclass
 class _Scale:
-    """max(max(|source|) / divisor, eps) of rows: its node, and the first of those it is made of."""
+    """max(max(|source|) / divisor, eps) of rows: its node and what it is made of."""
 
     node: Node
     source: Node
-    first: Node
+    reductions: tuple[Node, Node]
     divisor: float
     eps: float
+
+
+@dataclass
+class _Quantization:
+    """clamp(round(product), -128, 127) as int8; the product is that of the source and 1 / scale."""
+
+    numbers: Node
+    product: Node
+    scale: _Scale
 
 
 def fuse_row_quantization(gm: GraphModule) -> None:
     """Replaces scales of rows and the rounding of the rows, divided by them, to int8."""
     fused = False
-    for numbers in gm.graph.find_nodes(op="call_function", target=aten._to_copy.default):
-        scale = _scale_of(numbers)
-        if scale is None:
+    for node in gm.graph.find_nodes(op="call_function", target=aten._to_copy.default):
+        found = _quantization(node)
+        if found is None:
             continue
         fused = True
-        _replace(gm, numbers, scale)
+        with gm.graph.inserting_before(min(found.scale.reductions)):
+            _replace(gm, found)
     if fused:
         gm.graph.eliminate_dead_code()
         gm.recompile()
 
 
-def _replace(gm: GraphModule, numbers: Node, scale: _Scale) -> None:
-    graph, source = gm.graph, scale.source
-    with graph.inserting_before(scale.first):
-        both = graph.call_function(
-            torch.ops.torch_max_backend.quantize_rows.default,
-            (source, scale.divisor, scale.eps),
-        )
-        new_numbers, new_scale = (
-            graph.call_function(operator.getitem, (both, place)) for place in (0, 1)
-        )
-        values = source.meta["val"].to(torch.int8), scale.node.meta["val"].to(torch.float32)
-        both.meta = {**numbers.meta, "val": values}
-        new_numbers.meta = {**numbers.meta, "val": values[0]}
-        new_scale.meta = {**scale.node.meta, "val": values[1]}
-        if scale.node.meta["val"].dtype != torch.float32:
-            wide = new_scale
-            dtype = scale.node.meta["val"].dtype
-            new_scale = graph.call_function(aten._to_copy.default, (wide,), {"dtype": dtype})
-            new_scale.meta = dict(scale.node.meta)
-    numbers.replace_all_uses_with(new_numbers)
-    scale.node.replace_all_uses_with(new_scale)
+def _replace(gm: GraphModule, found: _Quantization) -> None:
+    graph, scale = gm.graph, found.scale
+    rows, activation = _before_gelu(gm, found)
+    both = graph.call_function(
+        torch.ops.torch_max_backend.quantize_rows.default,
+        (rows, scale.divisor, scale.eps),
+        {"activation": activation},
+    )
+    numbers = graph.call_function(operator.getitem, (both, 0))
+    scales = graph.call_function(operator.getitem, (both, 1))
+    numbers.meta = {**found.numbers.meta, "val": scale.source.meta["val"].to(torch.int8)}
+    scales.meta = {**scale.node.meta, "val": scale.node.meta["val"].to(torch.float32)}
+    both.meta = {**numbers.meta, "val": (numbers.meta["val"], scales.meta["val"])}
+    dtype = scale.node.meta["val"].dtype
+    if dtype != torch.float32:
+        scales = graph.call_function(aten._to_copy.default, (scales,), {"dtype": dtype})
+        scales.meta = dict(scale.node.meta)
+    found.numbers.replace_all_uses_with(numbers)
+    scale.node.replace_all_uses_with(scales)
 
 
-def _scale_of(numbers: Node) -> _Scale | None:
-    """The scale, where a node is clamp(round(source * (1 / scale)), -128, 127) as int8."""
+def _before_gelu(gm: GraphModule, found: _Quantization) -> tuple[Any, str]:
+    """What the kernel reads and what it computes of it first: the argument of a GELU whose result
+    is used for nothing else."""
+    source = found.scale.source
+    gelu = source.args[0] if source.target is aten.view.default else source
+    if not isinstance(gelu, Node) or gelu.target is not aten.gelu.default:
+        return source, "none"
+    views = [user for user in gelu.users if user.target is aten.view.default]
+    users = {user for node in (gelu, *views) for user in node.users}
+    if users != {*views, *found.scale.reductions, found.product}:
+        return source, "none"
+    activation = "gelu" if gelu.kwargs.get("approximate", "none") == "none" else "gelu_tanh"
+    if source is gelu:
+        return gelu.args[0], activation
+    view = gm.graph.call_function(aten.view.default, (gelu.args[0], source.args[1]))
+    view.meta = dict(source.meta)
+    return view, activation
+
+
+def _quantization(numbers: Node) -> _Quantization | None:
     if numbers.meta["val"].dtype != torch.int8:
         return None
     limited, *limits = _arguments(_viewed(numbers.args[0]), aten.clamp.default) or (None,)
@@ -84,13 +111,15 @@ def _scale_of(numbers: Node) -> _Scale | None:
     scale = _scale(_viewed(divided_by, aten._to_copy.default))
     if scale is None or _viewed(source) is not _viewed(scale.source):
         return None
-    shapes = [_sizes(node) for node in (source, scale.source, numbers)]
+    shapes = [_value(node).shape for node in (source, scale.source, numbers)]
     if not (same_sizes(shapes[0], shapes[1]) and same_sizes(shapes[1], shapes[2])):
         return None
-    if product is None or product.meta["val"].dtype != torch.float32:
+    value = _value(scale.source)
+    if value.device.type != "cpu" or value.dtype not in _DTYPES:
         return None
-    value = scale.source.meta["val"]
-    return scale if value.device.type == "cpu" and value.dtype in _DTYPES else None
+    if product is None or _value(product).dtype != torch.float32:
+        return None
+    return _Quantization(numbers, product, scale)
 
 
 def _scale(node: Any) -> _Scale | None:
@@ -103,17 +132,15 @@ def _scale(node: Any) -> _Scale | None:
     reduced = _arguments(smallest, aten.amin.default)
     if smallest is None or largest is None or reduced is None:
         return None
-    if reduced != _arguments(largest, aten.amax.default):
+    if reduced != _arguments(largest, aten.amax.default) or len(reduced) != 3 or not reduced[2]:
+        return None
+    source, axes, _ = reduced
+    if axes not in ([-1], [_value(source).ndim - 1]) or not all(map(is_zero, zero + other_zero)):
         return None
     numbers = [*divisor, *eps]
     if len(numbers) != 2 or not all(isinstance(number, float) for number in numbers):
         return None
-    if len(reduced) != 3 or not reduced[2] or not all(map(is_zero, zero + other_zero)):
-        return None
-    if reduced[1] not in ([-1], [len(_sizes(reduced[0])) - 1]):
-        return None
-    first = min(smallest, largest)
-    return _Scale(node, reduced[0], first, *numbers)
+    return _Scale(node, source, (smallest, largest), *numbers)
 
 
 def _arguments(node: Any, target: Any) -> Any:
@@ -128,5 +155,5 @@ def _viewed(node: Any, *further: Any) -> Any:
     return node
 
 
-def _sizes(node: Any) -> Any:
-    return node.meta["val"].shape
+def _value(node: Any) -> Any:
+    return node.meta["val"]
