@@ -22,7 +22,7 @@ SIZES = {  # depth, width, MLP width, heads (arXiv 2012.12877, 2010.11929)
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 INT8 = "int8"
-"""float32 with linear layers whose weights and, at each call, activations are int8, by torchao."""
+"""bfloat16 with linear layers whose weights and, at each call, activations are int8, by torchao."""
 PRECISIONS = (*DTYPES, INT8)
 
 
@@ -67,8 +67,9 @@ def make_model(case: Case) -> nn.Module:
 
 def in_precision(model: nn.Module, case: Case) -> nn.Module:
     """The model of ``make_model``, changed to the case's precision."""
+    model = model.to(DTYPES.get(case.dtype, torch.bfloat16))
     if case.dtype != INT8:
-        return model.to(DTYPES[case.dtype])
+        return model
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
     quantize_(model, Int8DynamicActivationInt8WeightConfig())
@@ -77,7 +78,7 @@ def in_precision(model: nn.Module, case: Case) -> nn.Module:
 
 def images_in_precision(x: Tensor, case: Case) -> Tensor:
     """The images of ``make_input`` as that model takes them."""
-    return x.to(DTYPES.get(case.dtype, torch.float32))
+    return x.to(DTYPES.get(case.dtype, torch.bfloat16))
 
 
 def make_input(case: Case) -> Tensor:
