@@ -294,10 +294,11 @@ class ViT(nn.Module):
         than the weights outside autocast, of another rank, and for a mask that does not fit.
         """
         x, rope, dims = self._embed(x, mask, rope_seed)  # (B, T, D)
+        repeats = self._repeats_blocks()
         for block in self.blocks:
             if self.config.activation_checkpointing and self.training:
                 x = checkpoint(block, x, rope, use_reentrant=False)
-            elif self._repeats_blocks():
+            elif repeats:
                 x = _run_repeated_block(block, x, rope)
             else:
                 x = block(x, rope)  # (B, T, D)
@@ -319,7 +320,8 @@ class ViT(nn.Module):
         tracing = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
         if not tracing or self.training or torch.is_grad_enabled():
             return False
-        return all(type(p) is nn.Parameter for p in self.blocks.parameters())
+        # of one block: tracing this over all of them takes Dynamo seconds
+        return all(type(p) is nn.Parameter for p in self.blocks[0].parameters())
 
     def default_dynamic_shapes(self) -> tuple[dict[int, Dim]]:
         """For ``torch.export`` of ``forward(x)``: a batch of 1 to 32."""
