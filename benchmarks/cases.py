@@ -22,8 +22,9 @@ SIZES = {  # depth, width, MLP width, heads (arXiv 2012.12877, 2010.11929)
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 INT8 = "int8"
-"""bfloat16 with linear layers whose weights and, at each call, activations are int8, by torchao."""
-PRECISIONS = (*DTYPES, INT8)
+"""Linear layers whose weights and, at each call, activations are int8, by torchao."""
+PRECISIONS = DTYPES | {INT8: torch.bfloat16}
+"""The dtype of the model, or of what is not int8."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def make_model(case: Case) -> nn.Module:
 
 def in_precision(model: nn.Module, case: Case) -> nn.Module:
     """The model of ``make_model``, changed to the case's precision."""
-    model = model.to(DTYPES.get(case.dtype, torch.bfloat16))
+    model = model.to(PRECISIONS[case.dtype])
     if case.dtype != INT8:
         return model
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
@@ -78,7 +79,7 @@ def in_precision(model: nn.Module, case: Case) -> nn.Module:
 
 def images_in_precision(x: Tensor, case: Case) -> Tensor:
     """The images of ``make_input`` as that model takes them."""
-    return x.to(DTYPES.get(case.dtype, torch.bfloat16))
+    return x.to(PRECISIONS[case.dtype])
 
 
 def make_input(case: Case) -> Tensor:

@@ -81,10 +81,10 @@ def _inductor(mode: str | None) -> Contestant:
 
 def _onnxruntime() -> Contestant:
     def prepare(case: Case, folder: Path) -> None:
-        if case.dtype != "float32":
-            raise LeftOut(
-                f"the float32 model has no counterpart in {case.dtype} on its CPU provider"
-            )
+        if case.dtype == "bfloat16":
+            raise LeftOut("ONNX Runtime's CPU provider has no bfloat16 kernels")
+        if case.dtype == INT8:
+            raise LeftOut(OWN_QUANTISATION)
         _needs("onnxruntime", "onnxscript")
         arguments = (make_input(case),)
         with torch.no_grad():

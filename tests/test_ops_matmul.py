@@ -152,6 +152,8 @@ def quantised() -> Iterator[Case]:
             lambda x, a=approximate: quantize_rows(F.gelu(x, approximate=a)),
             [randn(5, 37, scale=3)],
         )
+    for m, k, n in [(0, 4, 5), (3, 0, 5), (3, 4, 0)]:
+        yield Case(f"int_mm_empty-{m}x{k}x{n}", torch._int_mm, [bytes_(m, k), bytes_(k, n)])
     unsigned = integers(7, 20, high=256, dtype=torch.uint8)
     yield Case("int_mm-uint8", torch._int_mm, [unsigned, bytes_(20, 5)])
     yield Case("mm-int8", torch.mm, [bytes_(5, 20), bytes_(20, 6)])

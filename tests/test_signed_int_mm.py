@@ -24,8 +24,9 @@ def written(
     factor: int = 128,
     axis: int = 0,
     summed: Tensor | None = None,
+    alpha: int = 1,
 ) -> Tensor:
-    shifted = (a.to(torch.int32) + shift).to(torch.uint8)
+    shifted = torch.add(a.to(torch.int32), shift, alpha=alpha).to(torch.uint8)
     total = (b if summed is None else summed).sum(axis, keepdim=True, dtype=torch.int32)
     return torch._int_mm(shifted, b) - total * factor
 
@@ -67,7 +68,7 @@ def test_with_a_linear_layers_weight():
 
 @pytest.mark.parametrize(
     "other",
-    [{"shift": 127}, {"factor": 127}, {"axis": 1}, {"summed": matrix(8, 8, low=1)}],
+    [{"shift": 127}, {"factor": 127}, {"axis": 1}, {"alpha": 2}, {"summed": matrix(8, 8, low=1)}],
     ids=lambda arguments: next(iter(arguments)),
 )
 def test_anything_else_stays(other):

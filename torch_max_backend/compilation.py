@@ -146,18 +146,19 @@ class Program:
             self._use_cache = self._use_cache and graph.options.cache
             known = graph.options.cache and cache.knows(graph.key)
             if not known and graph.options.compile != "background":
-                try:
-                    self._build(graph)
-                except Exception:
-                    self._module, self._built = Module(), []  # half a graph is in the module
-                    raise
+                self._build(graph)
             self.graphs.append(graph)
             return True
 
     def _build(self, graph: _Pending) -> None:
         """MAX identifies the graphs of a module by position alone: their names carry nothing."""
-        with profiling.phase(graph.name, "build"):
-            built, _ = build_graph(graph.gm, self._module, f"g{len(self._built)}", graph.options)
+        name = f"g{len(self._built)}"
+        try:
+            with profiling.phase(graph.name, "build"):
+                built, _ = build_graph(graph.gm, self._module, name, graph.options)
+        except Exception:
+            self._module, self._built = Module(), []  # half a graph is in the module
+            raise
         _log_graph(graph.name, built)
         self._built.append(graph)
 
@@ -239,8 +240,7 @@ class Program:
                 self._build(graph)
             except Exception as error:
                 graph.error = error
-                self._module, self._built = Module(), []  # half a graph is in the module
-                self._build_missing()
+                self._build_missing()  # those built before are lost with it
 
     def _load_cached(self, key: str) -> bool:
         name = self.graphs[0].name

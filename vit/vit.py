@@ -41,6 +41,12 @@ def _run_block(block: nn.Module, x: Tensor, rope: Tensor | None) -> Tensor:
     return block(x, rope)
 
 
+@torch.compiler.assume_constant_result  # traced, the parameters of a ViT take Dynamo seconds
+def _have_plain_weights(blocks: nn.ModuleList) -> bool:
+    """Whether no weight is a tensor of quantised numbers; guards on the weights see a change."""
+    return all(type(p) is nn.Parameter for p in blocks.parameters())
+
+
 _run_repeated_block = torch.compiler.nested_compile_region(_run_block, max_reuse_entries=1000)
 
 
@@ -320,8 +326,7 @@ class ViT(nn.Module):
         tracing = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
         if not tracing or self.training or torch.is_grad_enabled():
             return False
-        # of one block: tracing this over all of them takes Dynamo seconds
-        return all(type(p) is nn.Parameter for p in self.blocks[0].parameters())
+        return _have_plain_weights(self.blocks)
 
     def default_dynamic_shapes(self) -> tuple[dict[int, Dim]]:
         """For ``torch.export`` of ``forward(x)``: a batch of 1 to 32."""

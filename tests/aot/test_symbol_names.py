@@ -38,7 +38,7 @@ def test_by_position():
     assert values(names((X,), {}, ({0: BATCH},))) == ["batch"]
     assert values(names((X,), {}, ((BATCH, None),))) == ["batch"]
     assert values(names((X,), {}, {"x": {0: BATCH, 1: None}})) == ["batch"]
-    assert values(names((X,), {}, None or {})) == []
+    assert values(names((X,), {}, {})) == []
 
 
 def test_nested_and_by_keyword_in_any_order():

@@ -105,3 +105,19 @@ def test_int8_weights(make_config, randomize):
     torch.testing.assert_close(after, before, atol=0.05, rtol=0.05)
     m.backbone_requires_grad_(False)
     assert not any(p.requires_grad for p in m.parameters())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs torchao")
+@torch.no_grad()
+def test_a_block_quantised_after_the_first_compiled_call(make_config, randomize):
+    """The blocks then differ, so that no longer one of them is traced for all."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    m = randomize(make_config().instantiate()).eval()
+    x = torch.randn(2, 3, 32, 24)
+    compiled = torch.compile(m, backend="aot_eager", fullgraph=True)
+    before = compiled(x).dense_features
+    quantize_(m.blocks[-1], Int8WeightOnlyConfig())
+    after = compiled(x).dense_features
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(after, m(x).dense_features)

@@ -23,6 +23,7 @@ def symbol_names(
     dynamic_shapes: Any,
 ) -> dict[str, str]:
     """Names by symbol, as ``dynamic_shapes`` gives them: ``Dim("batch")`` names its symbol "batch".
+    None of them where one name would stand for two symbols.
 
     Args:
         program: what ``torch.export.export`` made of the others.
@@ -46,7 +47,7 @@ def symbol_names(
             size = expression(value.shape[axis])
             if isinstance(dim, Dim) and isinstance(size, sympy.Symbol):
                 names[size.name] = dim.__name__
-    return names
+    return names if len({*names.values()}) == len(names) else {}
 
 
 def renamed(size: sympy.Expr, names: Mapping[str, str]) -> sympy.Expr:

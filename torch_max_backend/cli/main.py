@@ -73,6 +73,8 @@ def info(file: Path, form: str) -> None:
 
 
 def _info_text(metadata: dict[str, Any]) -> str:
+    from torch_max_backend.aot.metadata import TensorSpec  # imports torch
+
     rows = [
         ["model", metadata["model"]],
         ["device", metadata["device"]],
@@ -83,8 +85,7 @@ def _info_text(metadata: dict[str, Any]) -> str:
     ]
     for kind in ("inputs", "outputs"):
         for entry in metadata[kind]:
-            shape = ", ".join(map(str, entry["shape"]))
-            rows.append([kind[:-1], f"{entry['name']}: {entry['dtype']} [{shape}]"])
+            rows.append([kind[:-1], str(TensorSpec.from_json(entry))])
     for name, (low, high) in metadata["ranges"].items():
         rows.append(["range", f"{name}: {low} to {high}"])
     return tabulate(rows, tablefmt="plain")

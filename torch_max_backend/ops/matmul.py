@@ -98,7 +98,7 @@ def int_mm(a: TensorValue, b: TensorValue) -> TensorValue:
     if not a.device.is_cpu():
         a, b = ops.cast(a, DType.int32), ops.cast(b, DType.int32)
         return product(a, b, turned=False)
-    return _operand_product(a, b, 1)
+    return ops.cast(_operand_product(a, b, 1), DType.int32)  # int8 where nothing is summed up
 
 
 def mv(a: TensorValue, vector: TensorValue) -> TensorValue:

@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 
 from torch_max_backend.context import is_zero
 from torch_max_backend.passes import operators  # noqa: F401  defines quantize_rows
+from torch_max_backend.passes.matching import arguments
 from torch_max_backend.views import same_sizes
 
 aten = torch.ops.aten
@@ -100,12 +101,12 @@ def _before_gelu(gm: GraphModule, found: _Quantization) -> tuple[Any, str]:
 def _quantization(numbers: Node) -> _Quantization | None:
     if numbers.meta["val"].dtype != torch.int8:
         return None
-    limited, *limits = _arguments(_viewed(numbers.args[0]), aten.clamp.default) or (None,)
-    rounded, *offset = _arguments(limited, aten.add.Tensor) or (limited,)
-    (product,) = _arguments(rounded, aten.round.default) or (None,)
-    source, factor = _arguments(product, aten.mul.Tensor) or (None, None)
-    inverse, *one = _arguments(factor, aten.mul.Tensor) or (factor,)
-    (divided_by,) = _arguments(inverse, aten.reciprocal.default) or (None,)
+    limited, *limits = arguments(_viewed(numbers.args[0]), aten.clamp.default) or (None,)
+    rounded, *offset = arguments(limited, aten.add.Tensor) or (limited,)
+    (product,) = arguments(rounded, aten.round.default) or (None,)
+    source, factor = arguments(product, aten.mul.Tensor) or (None, None)
+    inverse, *one = arguments(factor, aten.mul.Tensor) or (factor,)
+    (divided_by,) = arguments(inverse, aten.reciprocal.default) or (None,)
     if limits != [-128, 127] or one not in ([], [1.0]) or not all(map(is_zero, offset)):
         return None
     scale = _scale(_viewed(divided_by, aten._to_copy.default))
@@ -123,16 +124,16 @@ def _quantization(numbers: Node) -> _Quantization | None:
 
 
 def _scale(node: Any) -> _Scale | None:
-    divided, *eps = _arguments(node, aten.clamp.default) or (None,)
-    magnitude, *divisor = _arguments(divided, aten.div.Tensor) or (None,)
-    negated, most = _arguments(magnitude, aten.maximum.default) or (None, None)
-    (least,) = _arguments(negated, aten.neg.default) or (None,)
-    smallest, *zero = _arguments(least, aten.minimum.default) or (None,)
-    largest, *other_zero = _arguments(most, aten.maximum.default) or (None,)
-    reduced = _arguments(smallest, aten.amin.default)
+    divided, *eps = arguments(node, aten.clamp.default) or (None,)
+    magnitude, *divisor = arguments(divided, aten.div.Tensor) or (None,)
+    negated, most = arguments(magnitude, aten.maximum.default) or (None, None)
+    (least,) = arguments(negated, aten.neg.default) or (None,)
+    smallest, *zero = arguments(least, aten.minimum.default) or (None,)
+    largest, *other_zero = arguments(most, aten.maximum.default) or (None,)
+    reduced = arguments(smallest, aten.amin.default)
     if smallest is None or largest is None or reduced is None:
         return None
-    if reduced != _arguments(largest, aten.amax.default) or len(reduced) != 3 or not reduced[2]:
+    if reduced != arguments(largest, aten.amax.default) or len(reduced) != 3 or not reduced[2]:
         return None
     source, axes, _ = reduced
     if axes not in ([-1], [_value(source).ndim - 1]) or not all(map(is_zero, zero + other_zero)):
@@ -141,11 +142,6 @@ def _scale(node: Any) -> _Scale | None:
     if len(numbers) != 2 or not all(isinstance(number, float) for number in numbers):
         return None
     return _Scale(node, source, (smallest, largest), *numbers)
-
-
-def _arguments(node: Any, target: Any) -> Any:
-    """The arguments of a call of ``target``; None for anything else."""
-    return node.args if isinstance(node, Node) and node.target is target else None
 
 
 def _viewed(node: Any, *further: Any) -> Any:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from torch_max_backend.passes.matching import arguments
+
 aten = torch.ops.aten
 _SHIFT = 128
 
@@ -34,13 +36,13 @@ def sign_int_mm(gm: GraphModule) -> None:
 
 
 def _operands(difference: Node) -> tuple[Any, Any] | None:
-    product, excess = difference.args
-    shifted, weight = _arguments(product, aten._int_mm.default) or (None, None)
-    (widened,) = _arguments(shifted, aten._to_copy.default) or (None,)
-    sums, *factor = _arguments(excess, aten.mul.Tensor) or (None,)
-    total, *number = _arguments(widened, aten.add.Tensor) or (None,)
-    (left,) = _arguments(total, aten._to_copy.default) or (None,)
-    if _arguments(sums, aten.sum.dim_IntList) != (weight, [0], True) or difference.kwargs:
+    product, excess = arguments(difference, aten.sub.Tensor) or (None, None)
+    shifted, weight = arguments(product, aten._int_mm.default) or (None, None)
+    (widened,) = arguments(shifted, aten._to_copy.default) or (None,)
+    sums, *factor = arguments(excess, aten.mul.Tensor) or (None,)
+    total, *number = arguments(widened, aten.add.Tensor) or (None,)
+    (left,) = arguments(total, aten._to_copy.default) or (None,)
+    if arguments(sums, aten.sum.dim_IntList) != (weight, [0], True):
         return None
     if factor != [_SHIFT] or number != [_SHIFT]:
         return None
@@ -49,8 +51,3 @@ def _operands(difference: Node) -> tuple[Any, Any] | None:
     if dtypes != [torch.int8, torch.int32, torch.uint8, torch.int32]:
         return None
     return left, weight
-
-
-def _arguments(node: Any, target: Any) -> Any:
-    """The arguments of a call of ``target``; None for anything else."""
-    return node.args if isinstance(node, Node) and node.target is target else None
