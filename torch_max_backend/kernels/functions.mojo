@@ -53,3 +53,17 @@ def gelu_tanh[width: Int](x: SIMD[DType.float32, width]) -> SIMD[DType.float32, 
     var u = x * SLOPE * (x * x).fma(Vector(0.044715), Vector(1))
     var e = exponential(-abs(u))
     return x * x.lt(0).select(e, Vector(1)) / (e + 1)
+
+
+@always_inline
+def activate[
+    name: StaticString, width: Int
+](x: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
+    """The function of that name: "none", "gelu" or "gelu_tanh"."""
+    comptime if name == "gelu":
+        return gelu(x)
+    elif name == "gelu_tanh":
+        return gelu_tanh(x)
+    else:
+        comptime assert name == "none", "no such activation"
+        return x

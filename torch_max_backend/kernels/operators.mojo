@@ -10,7 +10,7 @@ from .attention import Attention, Bias, Operand, attention
 from .concat import copy_rows
 from .contraction import contract
 from .convolution import Axis, Convolution
-from .functions import gelu, gelu_tanh
+from .functions import activate
 from .matmul import Product, matmul
 from .normalization import Factors, Rows, normalize
 from .quantization import QuantizedRows, quantize_rows
@@ -55,7 +55,7 @@ struct LinearGelu:
 
     @staticmethod
     def execute[
-        target: StaticString
+        activation: StaticString, target: StaticString
     ](
         output: FusedOutputTensor[rank=2, ...],
         a: InputTensor[rank=2, ...],
@@ -63,24 +63,17 @@ struct LinearGelu:
         bias: InputTensor[dtype=a.dtype, rank=1, ...],
         ctx: DeviceContext,
     ) capturing raises:
-        _linear_gelu[False](output, a, weight, bias)
+        @always_inline
+        def store[
+            width: Int
+        ](b: Int, m: Int, n: Int, v: SIMD[SUM[a.dtype], width]) {var output, var bias}:
+            var x = v.cast[DType.float32]()
+            x += bias.load[width](IndexList[1](n)).cast[DType.float32]()
+            output._lambda_store[width=width, element_alignment=1](
+                IndexList[output.rank](m, n), activate[activation](x).cast[output.dtype]()
+            )
 
-
-@register("torch_max_backend.linear_gelu_tanh")
-struct LinearGeluTanh:
-    """LinearGelu with the tanh approximation."""
-
-    @staticmethod
-    def execute[
-        target: StaticString
-    ](
-        output: FusedOutputTensor[rank=2, ...],
-        a: InputTensor[rank=2, ...],
-        weight: InputTensor[dtype=a.dtype, rank=2, ...],
-        bias: InputTensor[dtype=a.dtype, rank=1, ...],
-        ctx: DeviceContext,
-    ) capturing raises:
-        _linear_gelu[True](output, a, weight, bias)
+        matmul[a.dtype](_product[True](a, weight), store)
 
 
 @register("torch_max_backend.convolution")
@@ -184,11 +177,11 @@ struct RMSNorm:
 
 @register("torch_max_backend.quantize_rows")
 struct QuantizeRows:
-    """Rows of numbers to int8 and a scale each."""
+    """Rows of numbers, after the activation, to int8 and a scale each."""
 
     @staticmethod
     def execute[
-        target: StaticString
+        activation: StaticString, target: StaticString
     ](
         output: OutputTensor[dtype=DType.int8, rank=2, ...],
         scales: OutputTensor[dtype=DType.float32, rank=2, ...],
@@ -197,43 +190,14 @@ struct QuantizeRows:
         eps: Float32,
         ctx: DeviceContext,
     ) raises:
-        quantize_rows[x.dtype, "none"](_quantized_rows(output, scales, x), divisor, eps)
-
-
-@register("torch_max_backend.quantize_rows_gelu")
-struct QuantizeRowsGelu:
-    """QuantizeRows of the GELU of the numbers."""
-
-    @staticmethod
-    def execute[
-        target: StaticString
-    ](
-        output: OutputTensor[dtype=DType.int8, rank=2, ...],
-        scales: OutputTensor[dtype=DType.float32, rank=2, ...],
-        x: InputTensor[rank=2, ...],
-        divisor: Float32,
-        eps: Float32,
-        ctx: DeviceContext,
-    ) raises:
-        quantize_rows[x.dtype, "gelu"](_quantized_rows(output, scales, x), divisor, eps)
-
-
-@register("torch_max_backend.quantize_rows_gelu_tanh")
-struct QuantizeRowsGeluTanh:
-    """QuantizeRowsGelu with the tanh approximation."""
-
-    @staticmethod
-    def execute[
-        target: StaticString
-    ](
-        output: OutputTensor[dtype=DType.int8, rank=2, ...],
-        scales: OutputTensor[dtype=DType.float32, rank=2, ...],
-        x: InputTensor[rank=2, ...],
-        divisor: Float32,
-        eps: Float32,
-        ctx: DeviceContext,
-    ) raises:
-        quantize_rows[x.dtype, "gelu_tanh"](_quantized_rows(output, scales, x), divisor, eps)
+        var call = QuantizedRows[x.dtype](
+            _start[x.dtype](x),
+            output.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            scales.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+            x.dim_size(0),
+            x.dim_size(1),
+        )
+        quantize_rows[x.dtype, activation](call, divisor, eps)
 
 
 @register("torch_max_backend.concat")
@@ -384,31 +348,6 @@ def _matmul[
 
 
 @always_inline
-def _linear_gelu[
-    tanh: Bool
-](
-    output: FusedOutputTensor[rank=2, ...],
-    a: InputTensor[rank=2, ...],
-    weight: InputTensor[dtype=a.dtype, rank=2, ...],
-    bias: InputTensor[dtype=a.dtype, rank=1, ...],
-) capturing:
-    @always_inline
-    def store[
-        width: Int
-    ](b: Int, m: Int, n: Int, v: SIMD[SUM[a.dtype], width]) {var output, var bias}:
-        var x = v.cast[DType.float32]() + bias.load[width](IndexList[1](n)).cast[DType.float32]()
-        comptime if tanh:
-            x = gelu_tanh(x)
-        else:
-            x = gelu(x)
-        output._lambda_store[width=width, element_alignment=1](
-            IndexList[output.rank](m, n), x.cast[output.dtype]()
-        )
-
-    matmul[a.dtype](_product[True](a, weight), store)
-
-
-@always_inline
 def _product[
     turned: Bool
 ](a: InputTensor[...], right: InputTensor[dtype=a.dtype, rank=a.rank, ...]) -> Product[
@@ -492,21 +431,6 @@ def _rows(
         output.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
         output.dim_size(0),
         output.dim_size(1),
-    )
-
-
-@always_inline
-def _quantized_rows(
-    output: OutputTensor[dtype=DType.int8, rank=2, ...],
-    scales: OutputTensor[dtype=DType.float32, rank=2, ...],
-    x: InputTensor[rank=2, ...],
-) -> QuantizedRows[x.dtype]:
-    return QuantizedRows[x.dtype](
-        _start[x.dtype](x),
-        output.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-        scales.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-        x.dim_size(0),
-        x.dim_size(1),
     )
 
 

@@ -5,7 +5,7 @@ from std.memory.alloc import unsafe_alloc
 from std.runtime import parallelism_level
 from std.utils.numerics import nan
 from max.algorithm import sync_parallelize
-from .functions import gelu, gelu_tanh
+from .functions import activate
 from .normalization import SMALL
 from .units import WIDTH
 
@@ -66,10 +66,7 @@ def _activate[
         var nans = SIMD[DType.bool, width](fill=False)
         while c + width <= columns:
             var x = source.unsafe_load[width=width, alignment=2](c).cast[DType.float32]()
-            comptime if activation == "gelu":
-                x = gelu(x).cast[dtype]().cast[DType.float32]()
-            elif activation == "gelu_tanh":
-                x = gelu_tanh(x).cast[dtype]().cast[DType.float32]()
+            x = activate[activation](x).cast[dtype]().cast[DType.float32]()
             target.unsafe_store(c, x)
             part = abs(x).gt(part).select(abs(x), part)
             nans |= x.ne(x)

@@ -142,9 +142,15 @@ def linear_gelu(
     input: TensorValue, weight: TensorValue, bias: TensorValue, approximate: str
 ) -> TensorValue:
     """gelu(input @ weight^T + bias) for (M, K), (N, K), (N), rounded once; see passes."""
-    name = "torch_max_backend.linear_gelu" + ("" if approximate == "none" else "_tanh")
+    activation = "gelu" if approximate == "none" else "gelu_tanh"
     rows = input.shape[0]
     kind = TensorType(DType.float32, [rows, weight.shape[0]], input.device)
     weight = agree(weight, [weight.shape[0], input.shape[1]])
-    out = ops.custom(name, input.device, [input, weight, bias], [kind])[0].tensor
-    return ops.cast(out, input.dtype)
+    (out,) = ops.custom(
+        "torch_max_backend.linear_gelu",
+        input.device,
+        [input, weight, bias],
+        [kind],
+        {"activation": activation},
+    )
+    return ops.cast(out.tensor, input.dtype)

@@ -19,6 +19,11 @@ def quantize_rows(
         TensorType(DType.float32, [count, 1], x.device),
     ]
     numbers = [ops.constant(n, DType.float32, device=DeviceRef.CPU()) for n in (divisor, eps)]
-    name = "torch_max_backend.quantize_rows" + ("" if activation == "none" else f"_{activation}")
-    out, scales = ops.custom(name, x.device, [rows, *numbers], kinds)
+    out, scales = ops.custom(
+        "torch_max_backend.quantize_rows",
+        x.device,
+        [rows, *numbers],
+        kinds,
+        {"activation": activation},
+    )
     return reshape(out.tensor, x.shape), reshape(scales.tensor, [*x.shape[:-1], 1])
