@@ -1,13 +1,22 @@
-"""README.md names what exists: options, environment flags, make targets."""
+"""README.md and docs/ name what exists: options, environment flags, make targets, commands."""
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
+import click
+import pytest
+
 from torch_max_backend import MaxOptions, flags
+from torch_max_backend.cli.main import cli as max_backend
+from vit import HeadConfig, ViTConfig
+from vit.cli.main import cli as vit
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PACKAGES = (ROOT / "docs" / "packages.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^    ((?:vit|max-backend) .*)$", PACKAGES, re.MULTILINE)
 
 
 def test_options_are_those_of_max_options():
@@ -40,3 +49,17 @@ def test_ci_runs_the_test_command():
 
 def test_one_screen():
     assert len(README.splitlines()) <= 60
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_have_the_options_that_the_documentation_gives_them(line):
+    program, name, *arguments = shlex.split(line, comments=True)
+    command = {"vit": vit, "max-backend": max_backend}[program].commands[name]
+    command.make_parser(click.Context(command)).parse_args(arguments)  # NoSuchOption
+
+
+def test_the_example_configuration_is_a_vit_s16():
+    config = ViTConfig.from_yaml(ROOT / "docs" / "vit-s16.yaml")
+    assert (config.depth, config.hidden_size, config.patch_size) == (12, 384, [16, 16])
+    assert config.heads == {"classes": HeadConfig(out_features=1000)}
+    assert "docs/vit-s16.yaml" in PACKAGES
