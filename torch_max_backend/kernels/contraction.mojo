@@ -11,7 +11,7 @@ from std.math import ceildiv
 from std.memory import Pointer
 from std.memory.alloc import unsafe_alloc
 from std.runtime import parallelism_level
-from std.sys import size_of
+from std.sys import PrefetchOptions, prefetch, size_of
 from max.algorithm import sync_parallelize
 from .units import *
 
@@ -23,6 +23,10 @@ comptime PIECE_BLOCKS = 8
 """Blocks of a piece, at most."""
 comptime BLOCK_UNITS = 512
 """Units of the inner axes that are summed up at a time."""
+comptime LINE = 64
+"""Ahead of a line of the cache."""
+comptime FETCH_UNITS = 4
+"""Steps of a tile from one line of the next panel to another: 16 tiles fetch all of it."""
 comptime Store[dtype: DType] = def[width: Int](Int, Int, Int, SIMD[SUM[dtype], width]) -> None
 """Takes the results from (batch, row, column) on; what is fused into the product happens there."""
 comptime Table = Pointer[BytePointer, MutUntrackedOrigin]
@@ -40,6 +44,22 @@ struct Extents(Copyable, ImplicitlyCopyable, Movable):
     var depth: Int
 
 
+@fieldwise_init
+struct Ahead(Copyable, ImplicitlyCopyable, Movable):
+    """Memory that is to be in cache when it is read, and how many bytes of it are not yet."""
+
+    var next: BytePointer
+    var left: Int
+
+    @always_inline
+    def fetch(mut self):
+        """Has the next line read while others are multiplied."""
+        if self.left > 0:
+            prefetch[PrefetchOptions().for_read().high_locality().to_data_cache()](self.next)
+            self.next = self.next.unsafe_offset(LINE)
+            self.left -= LINE
+
+
 trait Operands(Copyable, ImplicitlyCopyable, Movable):
     """Where a contraction finds its numbers."""
 
@@ -48,6 +68,10 @@ trait Operands(Copyable, ImplicitlyCopyable, Movable):
 
     def left(self, b: Int, first: Int, last: Int, zeros: BytePointer, table: Table):
         """Fills in the segments of rows first..last; ``zeros`` is one that holds nothing else."""
+        ...
+
+    def right_at(self, b: Int, column: Int, columns: Int) -> Ahead:
+        """Columns of the right operand where they follow each other in memory, else nothing."""
         ...
 
     def pack(self, b: Int, column: Int, columns: Int, panel: BytePointer):
@@ -75,7 +99,9 @@ def contract[
     var taken = unsafe_alloc[Int64](1)
     taken[] = 0
 
-    def work(worker: Int) {source, size, panels, height, chunk, chunks, pieces, taken, imm store}:
+    def work(worker: Int) {
+        source, size, workers, panels, height, chunk, chunks, pieces, taken, imm store
+    }:
         var scratch = Scratch[dtype](size)
         while True:
             var piece = Int(Atomic[Int64].fetch_add(taken, 1))
@@ -90,6 +116,7 @@ def contract[
                 row,
                 min(size.rows, row + chunk),
                 height,
+                (piece + workers) % panels * PANEL[dtype],
                 store,
             )
         scratch.free()
@@ -145,27 +172,34 @@ def _piece[
     first: Int,
     last: Int,
     height: Int,
+    following: Int,
     store: Epilogue,
 ):
-    """The panel from ``column`` on times rows first..last, in blocks of ``height``."""
+    """The panel from ``column`` on times rows first..last, in blocks of ``height``; what the panel
+    from ``following`` on is packed from is read meanwhile."""
     comptime width = WIDTH[dtype]
     var columns = min(PANEL[dtype], scratch.size.columns - column)
     source.pack(b, column, columns, scratch.panel.unsafe_bitcast[UInt8]())
     comptime if dtype == DType.int8:
         _sum_up_excess[dtype](scratch, ceildiv(columns, width))
+    var ahead = source.right_at(b, following, min(PANEL[dtype], scratch.size.columns - following))
     for row in range(first, last, height):
         var end = min(last, row + height)
         source.left(b, row, end, scratch.zeros, scratch.table)
-        _block[dtype](scratch, ceildiv(columns, width), end - row)
-        for m in range(end - row):
-            var line = scratch.sums.unsafe_offset(m * PANEL[dtype])
-            var n = 0
-            while n + width <= columns:
-                store[width](b, row + m, column + n, line.unsafe_load[width=width](n))
-                n += width
-            while n < columns:
-                store[1](b, row + m, column + n, line.unsafe_load[width=1](n))
-                n += 1
+
+        @always_inline
+        def hand_on(first: Int, last: Int) {b, row, column, columns, scratch, imm store}:
+            for m in range(first, last):
+                var line = scratch.sums.unsafe_offset(m * PANEL[dtype])
+                var n = 0
+                while n + width <= columns:
+                    store[width](b, row + m, column + n, line.unsafe_load[width=width](n))
+                    n += width
+                while n < columns:
+                    store[1](b, row + m, column + n, line.unsafe_load[width=1](n))
+                    n += 1
+
+        _block[dtype](scratch, ceildiv(columns, width), end - row, ahead, hand_on)
 
 
 def _sum_up_excess[dtype: DType](scratch: Scratch[dtype], vectors: Int):
@@ -177,21 +211,37 @@ def _sum_up_excess[dtype: DType](scratch: Scratch[dtype], vectors: Int):
         scratch.excess_at(v).unsafe_store(0, total)
 
 
-def _block[dtype: DType](scratch: Scratch[dtype], vectors: Int, rows: Int):
+def _block[
+    dtype: DType, Rows: def(Int, Int) -> None
+](scratch: Scratch[dtype], vectors: Int, rows: Int, mut ahead: Ahead, hand_on: Rows):
     """The rows of the table times the panel."""
     var together = max(1, BLOCK_UNITS // max(1, scratch.units))  # segments
     comptime for present in range(1, VECTORS + 1):
         if vectors == present:
             for segment in range(0, scratch.size.segments, together):
                 for start in range(0, max(1, scratch.units), BLOCK_UNITS):
+                    var last = (
+                        segment + together >= scratch.size.segments
+                        and start + BLOCK_UNITS >= scratch.units
+                    )
                     for m in range(0, rows, ROWS):
-                        _tile[dtype, present](scratch, m, rows, segment, together, start)
+                        _tile[dtype, present](scratch, m, rows, segment, together, start, ahead)
+                        if last:
+                            hand_on(m, min(rows, m + ROWS))
 
 
 @always_inline
 def _tile[
     dtype: DType, vectors: Int
-](scratch: Scratch[dtype], m: Int, rows: Int, segment: Int, together: Int, start: Int):
+](
+    scratch: Scratch[dtype],
+    m: Int,
+    rows: Int,
+    segment: Int,
+    together: Int,
+    start: Int,
+    mut ahead: Ahead,
+):
     """ROWS rows times the panel over some segments or BLOCK_UNITS units of one; adds to what was
     summed up before."""
     comptime width = WIDTH[dtype]
@@ -204,18 +254,23 @@ def _tile[
     comptime for i in range(ROWS):  # the last row again where there are fewer
         lines[i] = scratch.table.unsafe_offset(min(m + i, rows - 1) * segments)
     var sums = Array[Sums[dtype], ROWS * vectors](fill=Sums[dtype](0))
-    var left = Array[Unit, ROWS](uninitialized=True)
     var numbers = Array[UnitPointer[dtype], ROWS](uninitialized=True)
     for s in range(segment, min(segments, segment + together)):
         comptime for i in range(ROWS):
             numbers[i] = lines[i][unsafe_offset=s].unsafe_bitcast[Unit]()
         var right = scratch.panel.unsafe_offset((s * scratch.units + start) * stride)
-        for u in range(start, min(whole, end)):
-            comptime for i in range(ROWS):
-                left[i] = numbers[i].unsafe_load[alignment = size_of[dtype]()](u)
-            multiply_step[dtype, ROWS, vectors](sums, left, right)
+        var u = start
+        while u + FETCH_UNITS <= min(whole, end):
+            ahead.fetch()
+            comptime for _ in range(FETCH_UNITS):
+                _step[dtype, vectors](sums, numbers, u, right)
+                right = right.unsafe_offset(stride)
+                u += 1
+        for rest in range(u, min(whole, end)):
+            _step[dtype, vectors](sums, numbers, rest, right)
             right = right.unsafe_offset(stride)
         if whole < end:
+            var left = Array[Unit, ROWS](uninitialized=True)
             comptime for i in range(ROWS):
                 var row = numbers[i].unsafe_bitcast[UInt8]()
                 left[i] = unit_at[dtype](row, whole, scratch.size.depth)
@@ -233,3 +288,19 @@ def _tile[
             if segment + start > 0:
                 sums[i * vectors + j] += target.unsafe_load[width=width](place)
             target.unsafe_store(place, sums[i * vectors + j])
+
+
+@always_inline
+def _step[
+    dtype: DType, vectors: Int
+](
+    mut sums: Array[Sums[dtype], ROWS * vectors],
+    numbers: Array[UnitPointer[dtype], ROWS],
+    unit: Int,
+    right: UnitPointer[dtype],
+):
+    """One unit of each row times a row of the panel."""
+    var left = Array[Scalar[UNIT[dtype]], ROWS](uninitialized=True)
+    comptime for i in range(ROWS):
+        left[i] = numbers[i].unsafe_load[alignment = size_of[dtype]()](unit)
+    multiply_step[dtype, ROWS, vectors](sums, left, right)

@@ -5,7 +5,7 @@ the channels of one pixel of the input, or zeros beyond its border.
 """
 
 from std.sys import size_of
-from .contraction import Extents, Operands, PANEL, Table
+from .contraction import Ahead, Extents, Operands, PANEL, Table
 from .packing import pack_columns
 from .units import *
 
@@ -73,11 +73,19 @@ struct Convolution[dtype: DType](Operands):
                         )
                         place += 1
 
+    def filter_bytes(self) -> Int:
+        return self.taps() * self.channels * size_of[Self.dtype]()
+
+    def right_at(self, b: Int, column: Int, columns: Int) -> Ahead:
+        var row = self.filter_bytes()
+        var start = self.filters.unsafe_offset((b * self.columns + column) * row)
+        return Ahead(start, columns * row)
+
     def pack(self, b: Int, column: Int, columns: Int, panel: BytePointer):
         comptime size = size_of[Self.dtype]()
         comptime stride = PANEL[Self.dtype]
-        var row = self.taps() * self.channels * size
-        var source = self.filters.unsafe_offset((b * self.columns + column) * row)
+        var row = self.filter_bytes()
+        var source = self.right_at(b, column, columns).next
         var target = panel.unsafe_bitcast[Scalar[UNIT[Self.dtype]]]()
         var units = units_of[Self.dtype](self.channels)
         for tap in range(self.taps()):

@@ -4,7 +4,7 @@ from std.math import ceildiv
 from std.runtime import parallelism_level
 from std.sys import size_of
 from max.algorithm import sync_parallelize
-from .contraction import Extents, Operands, PANEL, Store, Table, contract
+from .contraction import Ahead, Extents, Operands, PANEL, Store, Table, contract
 from .packing import pack_columns, pack_rows
 from .units import *
 
@@ -35,6 +35,11 @@ struct Product[dtype: DType, turned: Bool](Operands):
         """Where the numbers of column n of the right operand start."""
         var start = b * self.columns * self.depth + n * (self.depth if Self.turned else 1)
         return self.right.unsafe_offset(start * size_of[Self.dtype]())
+
+    def right_at(self, b: Int, column: Int, columns: Int) -> Ahead:
+        comptime if Self.turned:
+            return Ahead(self.column(b, column), columns * self.depth * size_of[Self.dtype]())
+        return Ahead(self.right, 0)
 
     def pack(self, b: Int, column: Int, columns: Int, panel: BytePointer):
         comptime size = size_of[Self.dtype]()

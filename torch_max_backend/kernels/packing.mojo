@@ -3,7 +3,11 @@
 from std.math import ceildiv
 from std.memory import bitcast
 from std.sys import size_of
+from std.utils.index import IndexList
 from .units import *
+
+comptime LANE[dtype: DType] = 16 // size_of[UNIT[dtype]]()
+"""Units in 128 bits: what shuffles faster within than across."""
 
 
 def pack_columns[
@@ -28,17 +32,12 @@ def pack_columns[
         var present = min(width, rows - r)
         var u = 0
         while u + width <= whole:
-            var square = Array[Units[dtype], width](fill=Units[dtype](0))
-            comptime for i in range(width):
-                if i < present:
-                    square[i] = (
-                        source.unsafe_offset((r + i) * row_bytes)
-                        .unsafe_bitcast[Scalar[UNIT[dtype]]]()
-                        .unsafe_load[width=width, alignment = size_of[dtype]()](u)
-                    )
-            var turned = _transposed[dtype](square^)
-            comptime for i in range(width):
-                target.unsafe_store[alignment=4]((u + i) * stride + r, turned[i])
+            var square = source.unsafe_offset(r * row_bytes)
+            var place = target.unsafe_offset(u * stride + r)
+            if present == width:
+                _turn_square[dtype, all=True](square, row_bytes, u, present, place, stride)
+            else:
+                _turn_square[dtype, all=False](square, row_bytes, u, present, place, stride)
             u += width
         while u < units:
             for i in range(width):
@@ -105,20 +104,75 @@ def _unit_row[dtype: DType](numbers: BytePointer, row_bytes: Int, column: Int) -
 
 
 @always_inline
-def _transposed[
+def _turn_square[
+    dtype: DType, all: Bool
+](
+    source: BytePointer,
+    row_bytes: Int,
+    unit: Int,
+    present: Int,
+    target: UnitPointer[dtype],
+    stride: Int,
+):
+    """The units from ``unit`` on of as many rows, ``all`` of them or those ``present``."""
+    comptime lane = LANE[dtype]
+    comptime for first in range(0, WIDTH[dtype], lane):
+        var rows = Array[Units[dtype], lane](uninitialized=True)
+        comptime for i in range(lane):
+            rows[i] = _lanes[dtype, WIDTH[dtype], all](
+                source.unsafe_offset(i * row_bytes), row_bytes, unit + first, present - i
+            )
+        var turned = _turned_in_lanes[dtype](rows^)
+        comptime for i in range(lane):
+            target.unsafe_store[alignment=4]((first + i) * stride, turned[i])
+
+
+@always_inline
+def _lanes[
+    dtype: DType, width: Int, all: Bool
+](source: BytePointer, row_bytes: Int, unit: Int, present: Int) -> SIMD[UNIT[dtype], width]:
+    """A lane of units from each LANE-th row."""
+    comptime if width > LANE[dtype]:
+        comptime half = width // 2
+        var rest = source.unsafe_offset(half * row_bytes)
+        return rebind[SIMD[UNIT[dtype], width]](
+            _lanes[dtype, half, all](source, row_bytes, unit, present).join(
+                _lanes[dtype, half, all](rest, row_bytes, unit, present - half)
+            )
+        )
+    comptime if not all:
+        if present <= 0:
+            return SIMD[UNIT[dtype], width](0)
+    return source.unsafe_bitcast[Scalar[UNIT[dtype]]]().unsafe_load[
+        width=width, alignment = size_of[dtype]()
+    ](unit)
+
+
+@always_inline
+def _turned_in_lanes[
     dtype: DType
-](var rows: Array[Units[dtype], WIDTH[dtype]]) -> Array[Units[dtype], WIDTH[dtype]]:
-    """A square of units, turned by log2(width) perfect shuffles."""
-    comptime width = WIDTH[dtype]
-    comptime half = width // 2
-    comptime for _ in range(_log2(width)):
-        var mixed = Array[Units[dtype], width](uninitialized=True)
-        comptime for i in range(half):
-            var pairs = rows[i].interleave(rows[i + half])
-            mixed[2 * i] = rebind[Units[dtype]](pairs.slice[width]())
-            mixed[2 * i + 1] = rebind[Units[dtype]](pairs.slice[width, offset=width]())
+](var rows: Array[Units[dtype], LANE[dtype]]) -> Array[Units[dtype], LANE[dtype]]:
+    """The squares of units that the lanes hold, turned by log2(LANE) perfect shuffles."""
+    comptime lane = LANE[dtype]
+    comptime for _ in range(_log2(lane)):
+        var mixed = Array[Units[dtype], lane](uninitialized=True)
+        comptime for i in range(lane // 2):
+            comptime for high in range(2):
+                mixed[2 * i + high] = rows[i].shuffle[_interleaved[WIDTH[dtype], lane, high]()](
+                    rows[i + lane // 2]
+                )
         rows = mixed^
     return rows^
+
+
+def _interleaved[width: Int, lane: Int, half: Int]() -> IndexList[width]:
+    """The lower or upper halves of the lanes of two vectors, number by number."""
+    var mask = IndexList[width]()
+    for start in range(0, width, lane):
+        for i in range(lane // 2):
+            mask[start + 2 * i] = start + half * (lane // 2) + i
+            mask[start + 2 * i + 1] = width + mask[start + 2 * i]
+    return mask
 
 
 def _log2(n: Int) -> Int:
