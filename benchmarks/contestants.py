@@ -39,13 +39,23 @@ class Contestant:
     prepare: Callable[[Case, Path], None]
 
 
-def torch_model(case: Case) -> Run:
-    """The model in the case's precision; takes float32 images, as ONNX Runtime and OpenVINO do, and
-    casts them itself."""
+class _OnFloat32Images(torch.nn.Module):
+    """A model that casts its images itself, as those of ONNX Runtime and OpenVINO do."""
+
+    def __init__(self, model: torch.nn.Module, case: Case) -> None:
+        super().__init__()
+        self.model = model
+        self.case = case
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(images_in_precision(x, self.case))
+
+
+def torch_model(case: Case) -> torch.nn.Module:
+    """The model in the case's precision; takes float32 images."""
     if case.dtype == INT8:
         _needs("torchao")
-    model = in_precision(make_model(case), case)
-    return lambda x: model(images_in_precision(x, case))
+    return _OnFloat32Images(in_precision(make_model(case), case), case).eval()
 
 
 def _compiled(**settings: Any) -> Contestant:
@@ -77,6 +87,22 @@ def _eager() -> Contestant:
 def _inductor(mode: str | None) -> Contestant:
     options = {"freezing": True, "max_autotune": True} if mode else {}
     return _compiled(backend="inductor", options=options)
+
+
+def _package() -> Contestant:
+    """Ahead of time, as what ONNX Runtime and OpenVINO load is."""
+
+    def prepare(case: Case, folder: Path) -> None:
+        from torch_max_backend import export
+
+        export(torch_model(case), (make_input(case),), path=folder / "model.max")
+
+    def load(case: Case, folder: Path) -> Run:
+        from torch_max_backend import load
+
+        return load(folder / "model.max")
+
+    return Contestant(load, prepare)
 
 
 def _onnxruntime() -> Contestant:
@@ -151,4 +177,5 @@ CONTESTANTS: dict[str, Contestant] = {
     "onnxruntime": _onnxruntime(),
     "openvino": _openvino(),
     "max": _compiled(backend="max"),
+    "max-package": _package(),
 }

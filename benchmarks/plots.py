@@ -14,6 +14,7 @@ from benchmarks.results import Row, read
 
 COLOURS = {
     "max": "#d1495b",
+    "max-package": "#8f2d3b",
     "eager": "#8d99ae",
     "inductor": "#2e4057",
     "inductor-max-autotune": "#66a182",

@@ -124,8 +124,8 @@ def _run_case(case: Case, args: argparse.Namespace) -> tuple[list[Row], bool]:
                 f"  {name}: prepared in {row.prepare:.1f} s, first result in "
                 f"{row.first_result:.1f} s, largest error {row.error:.1e}"
             )
-            if name == "max" and not agrees(row.error, eager_error):
-                progress(f"  max: WRONG: eager's largest error is {eager_error:.1e}")
+            if name.startswith("max") and not agrees(row.error, eager_error):
+                progress(f"  {name}: WRONG: eager's largest error is {eager_error:.1e}")
                 failed = True
             workers[name] = worker
         _time_in_turns(workers, rows, args.rounds)
