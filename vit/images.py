@@ -31,13 +31,15 @@ def read_image(
     Raises:
         ImageError: it cannot be read, or has more pixels than Pillow thinks safe.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     height, width = size
     try:
         with Image.open(file) as opened:
             upright = ImageOps.exif_transpose(opened).convert("RGB")
             image = ImageOps.fit(upright, (width, height), Image.Resampling.BICUBIC)
+    except UnidentifiedImageError:
+        raise ImageError("no format that Pillow knows") from None
     # Pillow's readers raise many kinds of errors on damaged files
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ImageError(str(error)) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -263,7 +264,9 @@ def _traced(
 def _lowered(program: ExportedProgram) -> ExportedProgram:
     """The program in the operators that the compiler lowers."""
     replace_composites(program.graph_module)
-    with generic_sizes(), torch.no_grad():
+    with generic_sizes(), torch.no_grad(), warnings.catch_warnings():
+        # PyTorch 2.13 uses what it itself has deprecated
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
         return program.run_decompositions(dict(decompositions()))
 
 
