@@ -233,7 +233,7 @@ def test_an_accelerator_that_is_not_there():
 
 def compiled_graph(gm, weights=(), devices=()):
     from torch_max_backend.executable import CompiledGraph
-    from torch_max_backend.signature import read_signature
+    from torch_max_backend.signature_reading import read_signature
 
     model = SimpleNamespace(devices=list(devices))
     return CompiledGraph("inference5", gm, read_signature(gm), weights, lambda: model)

@@ -81,6 +81,7 @@ import json, logging, threading, time
 import torch
 from user_model import make
 from torch_max_backend import compilation
+from torch_max_backend.session import session
 
 logged = []
 logger = logging.getLogger("torch_max_backend")
@@ -113,7 +114,7 @@ with torch.no_grad():
     def fail(*args, **kw):
         raise RuntimeError("the compiler is broken today")
 
-    compilation.session().compile = fail
+    session().compile = fail
     torch._dynamo.reset()
     options = {"compile": "background", "cache": False}
     run = torch.compile(model, backend="max", fullgraph=True, options=options)

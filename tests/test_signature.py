@@ -15,9 +15,9 @@ from torch_max_backend.signature import (
     NumberOutput,
     RepeatedOutput,
     TensorOutput,
-    number_function,
-    read_signature,
 )
+from torch_max_backend.signature_reading import read_signature
+from torch_max_backend.size_trees import number_function
 
 
 def signature(function, *args, dynamic=False):

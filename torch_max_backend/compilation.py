@@ -7,7 +7,6 @@ backward with dynamic sizes) are compiled as one MAX module: the fixed cost of a
 
 from __future__ import annotations
 
-import io
 import logging
 import tempfile
 import threading
@@ -15,18 +14,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache as memoize
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from max import driver, engine
-from max.engine import CompiledModel, InferenceSession, Model
+from max import driver
+from max.engine import CompiledModel, Model
 from max.graph import Graph, Module
 from torch.fx import GraphModule
 
 from torch_max_backend import cache, flags, profiling
-from torch_max_backend.accelerators import get_accelerators
 from torch_max_backend.context import mlir_context
 from torch_max_backend.cpu import NATIVE, cpu_target
 from torch_max_backend.errors import CompileError
@@ -35,7 +32,8 @@ from torch_max_backend.fingerprint import graph_fingerprint, program_key
 from torch_max_backend.graph_builder import build_graph, check_supported
 from torch_max_backend.kernel_library import kernel_library
 from torch_max_backend.options import MaxOptions
-from torch_max_backend.signature import read_signature
+from torch_max_backend.session import load_model, load_models, session
+from torch_max_backend.signature_reading import read_signature
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +51,6 @@ class CompileStatistics:
 
 
 statistics = CompileStatistics()
-
-
-@memoize
-def session() -> InferenceSession:
-    """The one session of the process, over every device."""
-    return InferenceSession(devices=get_accelerators())
 
 
 class _Turns:
@@ -250,8 +242,7 @@ class Program:
             return False
         try:
             with profiling.phase(name, "load"):
-                compiled = engine.read(io.BytesIO(entry.executable))
-                models = list(session().init_all(compiled).values())
+                models = load_models(entry.executable)
         except Exception as error:  # whole, and yet MAX does not take it: compile anew
             log.warning("MAX cannot load the cached executable of %s: %s", name, error)
             return False
@@ -289,16 +280,6 @@ def compile_ahead(gm: GraphModule, options: MaxOptions) -> bytes:
     if options.cache:
         cache.store(key, executable, [0], [graph.key])
     return executable
-
-
-def load_ahead(executable: bytes) -> Model:
-    """The model of an executable that ``compile_ahead`` made.
-
-    Raises:
-        Exception: whatever MAX has against it.
-    """
-    (model,) = session().init_all(engine.read(io.BytesIO(executable))).values()
-    return model
 
 
 def _executable(compiled: Any) -> bytes:
@@ -408,7 +389,7 @@ def compile_graph(
         if pending.key not in executables:
             executables[pending.key] = compile_ahead(gm, options)
         executable = executables[pending.key]
-        return CompiledGraph(pending.name, None, signature, weights, lambda: load_ahead(executable))
+        return CompiledGraph(pending.name, None, signature, weights, lambda: load_model(executable))
     program = _submit(pending)
     if options.compile == "background":
         prepare = partial(program.poll, pending)

@@ -27,8 +27,8 @@ from torch_max_backend.signature import (
     NumberOutput,
     RepeatedOutput,
     TensorOutput,
-    number_function,
 )
+from torch_max_backend.size_trees import number_function
 from torch_max_backend.streams import StreamOrder
 
 log = logging.getLogger(__name__)

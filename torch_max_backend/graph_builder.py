@@ -38,12 +38,8 @@ from torch_max_backend.errors import (
 )
 from torch_max_backend.kernel_library import kernel_library
 from torch_max_backend.options import MaxOptions
-from torch_max_backend.signature import (
-    GraphSignature,
-    TensorOutput,
-    never_negative,
-    read_signature,
-)
+from torch_max_backend.signature import GraphSignature, TensorOutput
+from torch_max_backend.signature_reading import never_negative, read_signature
 from torch_max_backend.source_lines import source_of
 from torch_max_backend.symbolic_scalars import evaluate
 

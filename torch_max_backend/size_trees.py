@@ -111,3 +111,19 @@ def evaluate(tree: Tree, values: Mapping[str, int | float]) -> Any:
 def tree_function(tree: Tree, names: Sequence[str]) -> Callable[..., Any]:
     """``evaluate`` as a function of the symbols' values in the order of their names."""
     return lambda *values: evaluate(tree, dict(zip(names, values, strict=True)))
+
+
+def number_function(expr: Any, names: Sequence[str]) -> Callable[..., Any]:
+    """A function of the symbols' values, in the order of their names, that evaluates an expression
+    of sizes: a number, a sympy expression or, from a package, a tree."""
+    if isinstance(expr, list | str):
+        return tree_function(expr, names)
+    if isinstance(expr, int | float):
+        return lambda *values: expr
+    import sympy  # half of what importing this package for ``load`` would take
+
+    if expr.is_number:
+        constant = int(expr) if expr.is_integer else float(expr)
+        return lambda *values: constant
+    plain = expr.subs({symbol: sympy.Symbol(symbol.name) for symbol in expr.free_symbols})
+    return sympy.lambdify([*map(sympy.Symbol, names)], plain, modules=[FUNCTIONS, "math"])

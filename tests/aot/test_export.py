@@ -395,8 +395,8 @@ import torch
 model = load(sys.argv[1])
 x, expected = torch.load(sys.argv[2])
 torch.testing.assert_close(model(x, {"scale": 2.0, "limit": torch.tensor(0.5)})["y"], expected)
-unwanted = [name for name in sys.modules if name.split(".")[:2] == ["torch", "_dynamo"]]
-print(unwanted, "max.nn" in sys.modules)
+compiler = "torch._dynamo", "max.nn", "sympy", "torch_max_backend.compilation"
+print([name for name in compiler if name in sys.modules])
 """
 
 
@@ -417,7 +417,7 @@ def test_a_fresh_process_from_a_folder_that_cannot_be_written(
     finally:
         folder.chmod(0o755)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == ["[]", "False"]
+    assert run.stdout.strip() == "[]"
 
 
 # ------------------------------------------------------------------- what cannot be exported

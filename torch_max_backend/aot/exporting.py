@@ -42,7 +42,7 @@ from torch_max_backend.dims import expression
 from torch_max_backend.errors import ExportError, PackageError
 from torch_max_backend.options import MaxOptions
 from torch_max_backend.passes import run_passes
-from torch_max_backend.signature import read_signature
+from torch_max_backend.signature_reading import read_signature
 from torch_max_backend.size_trees import to_tree
 from torch_max_backend.sizes import generic_sizes
 

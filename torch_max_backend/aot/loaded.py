@@ -32,6 +32,8 @@ from torch_max_backend.errors import (
     PackageNotFoundError,
     PackageVersionError,
 )
+from torch_max_backend.executable import CompiledGraph
+from torch_max_backend.session import load_model
 from torch_max_backend.size_trees import evaluate
 
 _MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError)
@@ -179,9 +181,6 @@ class MaxCompiledModel:
         constants: dict[str, torch.Tensor],
         runners: int | None,
     ) -> None:
-        from torch_max_backend.compilation import load_ahead
-        from torch_max_backend.executable import CompiledGraph
-
         self.path = opened.path
         self._metadata = metadata
         self._spec = spec
@@ -205,7 +204,7 @@ class MaxCompiledModel:
             None,
             spec.signature,
             list(spec.constants.values()),
-            lambda: load_ahead(executable),
+            lambda: load_model(executable),
         )
         try:
             model = self._graph.model
