@@ -22,12 +22,13 @@ def fused(function, *args, dynamic=False):
     )
 
 
-@pytest.fixture(autouse=True, params=[True])
-def bfloat16_products(request, monkeypatch):
-    """Whether the processor is one that multiplies bfloat16."""
-    monkeypatch.setattr(
-        "torch_max_backend.passes.linear_gelu.multiplies_bfloat16", lambda: request.param
-    )
+MULTIPLIES = "torch_max_backend.passes.linear_gelu.multiplies_bfloat16"
+
+
+@pytest.fixture(autouse=True)
+def bfloat16_products(monkeypatch):
+    """As on a processor that multiplies bfloat16."""
+    monkeypatch.setattr(MULTIPLIES, lambda: True)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -80,7 +81,7 @@ def test_float64_is_left_alone():
     assert not fused(layer, torch.randn(3, 8, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("bfloat16_products", [False], indirect=True)
-def test_half_precision_is_left_alone_where_the_processor_lacks_it():
+def test_half_precision_is_left_alone_where_the_processor_lacks_it(monkeypatch):
+    monkeypatch.setattr(MULTIPLIES, lambda: False)
     layer = nn.Sequential(nn.Linear(8, 4), nn.GELU()).bfloat16()
     assert not fused(layer, torch.randn(3, 8, dtype=torch.bfloat16))
