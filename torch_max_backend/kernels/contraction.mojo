@@ -24,7 +24,7 @@ comptime PIECE_BLOCKS = 8
 comptime BLOCK_UNITS = 512
 """Units of the inner axes that are summed up at a time."""
 comptime LINE = 64
-"""Ahead of a line of the cache."""
+"""Bytes of a line of the cache."""
 comptime FETCH_UNITS = 4
 """Steps of a tile from one line of the next panel to another: 16 tiles fetch all of it."""
 comptime Store[dtype: DType] = def[width: Int](Int, Int, Int, SIMD[SUM[dtype], width]) -> None
