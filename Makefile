@@ -4,8 +4,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 # pytest processes. A MAX compile takes one core and one process compiles one program at a time.
 WORKERS ?= 2
-# loadfile keeps a file's cases together, so that they compile as one module.
-PYTEST_ARGS ?= -n $(WORKERS) --dist loadfile
+# loadfile keeps a file's cases together, so that they compile as one module; tests/conftest.py
+# orders the files.
+PYTEST_ARGS ?= -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # make demo IMAGES="a.jpg b.jpg" DEMO_ARGS="--weights vit.safetensors"
 IMAGES ?=
 DEMO_ARGS ?=
@@ -17,7 +18,7 @@ PIP := $(BIN)/python -m pip
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test check style format types install clean
+.PHONY: help demo bench test test-thorough check style format types install clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -29,8 +30,11 @@ demo: $(STAMP)-demo ## photographs through two Vision Transformers: eager, Induc
 bench: $(STAMP)-bench ## ViTs on MAX, eager, Inductor, ONNX Runtime, OpenVINO: table, files, plots
 	$(BIN)/python -m benchmarks.vit_inference $(BENCH_ARGS)
 
-test: $(STAMP)-test ## the whole test suite
+test: $(STAMP)-test ## the test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-thorough: $(STAMP)-test ## the test suite and the cases that others cover nearly
+	$(BIN)/python -m pytest $(PYTEST_ARGS) --thorough
 
 check: style types test ## style, types and tests
 

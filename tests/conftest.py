@@ -1,4 +1,4 @@
-"""The fixture of the numerical comparisons; see harness.py."""
+"""What is selected and in which order, and the fixture of the comparisons; see harness.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,29 @@ import pytest
 from tests import harness
 from torch_max_backend import compilation
 
+LONGEST = [
+    *["models_transformers", "ops_convolution", "models_vit", "gpu_targets", "ops_pointwise"],
+    *["ops_reduction", "ops_indexing", "ops_interpolation", "ops_shape", "ops_attention"],
+    "ops_matmul",
+]
+"""Test files whose compiles take minutes. They start first, lest one worker end long after the
+other."""
 _folder: pytest.StashKey[Path] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help = "also run the cases that others cover nearly"
+    parser.addoption("--thorough", action="store_true", help=help)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--thorough"):
+        left_out = [item for item in items if item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+    names = [f"test_{name}.py" for name in LONGEST]
+    rank = {name: place for place, name in enumerate(names)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 def pytest_configure(config: pytest.Config) -> None:

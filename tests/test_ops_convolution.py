@@ -21,6 +21,11 @@ def _rows(embed: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     return lambda *args: embed(*args).flatten(2).transpose(1, 2)
 
 
+def _is_two_dimensional_too(rank: int, place: int) -> bool:
+    """Whether a case waits for ``--thorough``: one kernel computes all ranks."""
+    return rank != 2 and place % 2 == 1
+
+
 def convolutions() -> Iterator[Case]:
     for rank, function in CONV.items():
         plain: list[tuple[str, dict[str, Any], int]] = [
@@ -32,7 +37,7 @@ def convolutions() -> Iterator[Case]:
             ("same", {"padding": "same"}, 1),
             ("mixed", {"stride": (2, 1, 2)[:rank], "padding": (0, 2, 1)[:rank]}, 1),
         ]
-        for name, options, groups in plain:
+        for i, (name, options, groups) in enumerate(plain):
             x = randn(2, 4, *SIZES[rank])
             weight = randn(6 if groups < 4 else 8, 4 // groups, *([3] * rank))
             bias = randn(weight.shape[0])
@@ -41,6 +46,7 @@ def convolutions() -> Iterator[Case]:
                 partial(function, **options),
                 [x, weight, bias],
                 scale="tensor",
+                thorough=_is_two_dimensional_too(rank, i),
             )
         yield Case(
             f"conv{rank}d-no_bias",
@@ -88,7 +94,7 @@ def transposed() -> Iterator[Case]:
             ("dilation", {"dilation": 2, "stride": 2, "padding": 3}, 1),
             ("groups", {"groups": 2, "stride": 2}, 2),
         ]
-        for name, keys, groups in options:
+        for i, (name, keys, groups) in enumerate(options):
             x = randn(2, 4, *[n - 2 for n in SIZES[rank]])
             weight = randn(4, 6 // groups, *([3] * rank))
             yield Case(
@@ -96,6 +102,7 @@ def transposed() -> Iterator[Case]:
                 partial(function, **keys),
                 [x, weight, randn(6)],
                 scale="tensor",
+                thorough=_is_two_dimensional_too(rank, i),
             )
         stride = (2, 3, 2)[:rank]
         yield Case(

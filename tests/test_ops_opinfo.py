@@ -42,6 +42,12 @@ NUMBERS = """
     nn.functional.relu6 pow prod remainder round rsub scalar_tensor scatter_add sign sort square
     sub sum topk tril triu trunc
 """
+ONLY_HERE = """
+    addcdiv addcmul bitwise_and bitwise_not bitwise_or bitwise_xor constant_pad_nd empty_like
+    linalg.vector_norm logit native_group_norm native_layer_norm nn.functional.pad.constant
+    nn.functional.softsign nn.functional.tanhshrink split_with_sizes true_divide xlogy
+"""
+"""Entries of which no other file has cases."""
 BOOLS = "bitwise_and bitwise_not bitwise_or bitwise_xor"
 ANYTHING = """
     all any cat chunk clone diagonal empty empty_like eq expand flip full gather index_select
@@ -125,6 +131,7 @@ def cases() -> Iterator[Case]:
                 make=partial(sample, name, dtype, turn / len(dtypes)),
                 scale="tensor",
                 layout_only=name in UNINITIALISED,
+                thorough=name not in ONLY_HERE.split(),
             )
 
 

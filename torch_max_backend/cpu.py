@@ -70,11 +70,6 @@ def target_features() -> frozenset[str]:
     return frozenset(name for name in cpu_features().split() if _INSTRUCTION_SETS.match(name))
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether our kernels multiply bfloat16 faster than float32: by AVX512-BF16."""
-    return "avx512_bf16" in target_features()
-
-
 _INSTRUCTION_SETS = re.compile(
     r"(sse|ssse|avx|amx|fma|f16c|bmi|abm|popcnt|movbe|aes|vaes|pclmul|vpclmul|sha|gfni|adx|cx16"
     r"|neon|asimd|sve|sme|bf16|i8mm|fphp|dotprod|crc32|atomics)"

@@ -10,7 +10,7 @@ from std.memory.alloc import unsafe_alloc
 from std.runtime import parallelism_level
 from std.sys import size_of
 from max.algorithm import sync_parallelize
-from .packing import pack_columns, pack_rows
+from .packing import pack_columns, pack_rows, split_row
 from .softmax import softmax_row
 from .units import *
 
@@ -81,10 +81,10 @@ struct Scratch[dtype: DType](Movable):
 
     def __init__(out self, call: Attention[Self.dtype]):
         comptime width = WIDTH[Self.dtype]
-        self.depth = units_of[Self.dtype](call.width)
+        self.depth = lines_of[Self.dtype](call.width)
         self.key_stride = ceildiv(call.keys, width) * width
         self.value_stride = ceildiv(call.value_width, width) * width
-        self.places = units_of[Self.dtype](self.key_stride)
+        self.places = lines_of[Self.dtype](self.key_stride)
         var query = ceildiv(ROWS * self.depth, width) * width
         self.keys = unsafe_alloc[Scalar[UNIT[Self.dtype]]](
             self.depth * self.key_stride
@@ -166,14 +166,14 @@ def _rows_of_a_tile[
     comptime width = WIDTH[dtype]
     var queries = call.query.rows_of(b, h)
     for i in range(ROWS):  # the last row again where there are fewer
-        _copy_units[dtype](
+        split_row[dtype](
             queries.unsafe_offset((row + min(i, present - 1)) * call.query.row),
             call.width,
             scratch.query.unsafe_offset(i * scratch.depth),
         )
     var keys = min(call.keys, row + present) if call.causal else call.keys
     var padded = ceildiv(keys, width) * width
-    var places = units_of[dtype](keys)
+    var places = lines_of[dtype](keys)
     _multiply[dtype](
         scratch.query,
         scratch.depth,
@@ -215,20 +215,6 @@ def _rows_of_a_tile[
 
 
 @always_inline
-def _copy_units[dtype: DType](row: BytePointer, columns: Int, target: UnitPointer[dtype]):
-    comptime width = WIDTH[dtype]
-    var whole = columns * size_of[dtype]() // size_of[UNIT[dtype]]()
-    var source = row.unsafe_bitcast[Scalar[UNIT[dtype]]]()
-    var u = 0
-    while u + width <= whole:
-        target.unsafe_store[alignment=4](u, source.unsafe_load[width=width, alignment=2](u))
-        u += width
-    while u < units_of[dtype](columns):
-        target[unsafe_offset=u] = unit_at[dtype](row, u, columns)
-        u += 1
-
-
-@always_inline
 def _store_scaled[
     dtype: DType
 ](
@@ -259,7 +245,7 @@ def _multiply[
     vectors: Int,
     target: SumPointer[dtype],
 ):
-    """target = a (ROWS rows of ``depth`` units) times b (``depth`` rows of vectors); b's rows and
+    """target = a (ROWS rows of ``depth`` lines) times b (``depth`` rows of vectors); b's rows and
     the target's have the same stride. In tiles of like widths: a narrow one would run slower."""
     var tiles = ceildiv(vectors, VECTORS)
     for tile in range(tiles):

@@ -11,22 +11,25 @@ from std.math import ceildiv
 from std.memory import Pointer
 from std.memory.alloc import unsafe_alloc
 from std.runtime import parallelism_level
-from std.sys import PrefetchOptions, prefetch, size_of
+from std.sys import PrefetchOptions, prefetch, simd_width_of, size_of
 from max.algorithm import sync_parallelize
+from .packing import split_row
 from .units import *
 
-comptime PANEL[dtype: DType] = VECTORS * WIDTH[dtype]
+comptime TILES = 64 // (VECTORS * simd_width_of[DType.float32]())
+"""Tiles beside each other in a panel, for which rows of the left operand stay in the first cache."""
+comptime PANEL[dtype: DType] = TILES * VECTORS * WIDTH[dtype]
 """Columns of a panel."""
 comptime BLOCK_ROWS = 16 * ROWS
 """Rows of a block, at most."""
 comptime PIECE_BLOCKS = 8
 """Blocks of a piece, at most."""
-comptime BLOCK_UNITS = 512
-"""Units of the inner axes that are summed up at a time."""
+comptime BLOCK_LINES = 512
+"""Lines of the panel that are summed up at a time."""
 comptime LINE = 64
 """Bytes of a line of the cache."""
-comptime FETCH_UNITS = 4
-"""Steps of a tile from one line of the next panel to another: 16 tiles fetch all of it."""
+comptime FETCH_LINES = 4
+"""Lines of the panel between the fetches of a line of the cache."""
 comptime Store[dtype: DType] = def[width: Int](Int, Int, Int, SIMD[SUM[dtype], width]) -> None
 """Takes the results from (batch, row, column) on; what is fused into the product happens there."""
 comptime Table = Pointer[BytePointer, MutUntrackedOrigin]
@@ -75,8 +78,8 @@ trait Operands(Copyable, ImplicitlyCopyable, Movable):
         ...
 
     def pack(self, b: Int, column: Int, columns: Int, panel: BytePointer):
-        """Writes columns of the right operand in the order in which tiles read them: units of
-        (segment, depth) as rows of PANEL columns, filled up with zeros to whole vectors."""
+        """Writes columns of the right operand in the order in which tiles read them: lines of
+        (segment, depth), of PANEL columns each, filled up with zeros to whole vectors."""
         ...
 
 
@@ -126,34 +129,37 @@ def contract[
 
 
 struct Scratch[dtype: DType](Movable):
-    """What a worker needs at a time: a packed panel, the sums and the table of a block, zeros."""
+    """What a worker needs at a time: a packed panel, the sums and the table of a block, the lines
+    of a tile's rows where they are split, zeros."""
 
     var size: Extents
-    var units: Int
+    var lines: Int
     var panel: UnitPointer[Self.dtype]
     var sums: SumPointer[Self.dtype]
+    var split: UnitPointer[Self.dtype]
     var zeros: BytePointer
     var table: Table
 
     def __init__(out self, size: Extents):
         comptime Unit = Scalar[UNIT[Self.dtype]]
         self.size = size
-        self.units = units_of[Self.dtype](size.depth)
-        var packed = (self.units * size.segments + 1) * PANEL[Self.dtype]  # and the excess
+        self.lines = lines_of[Self.dtype](size.depth)
+        var packed = (size.segments * self.lines + 1) * PANEL[Self.dtype]  # and the excess
         var sums = BLOCK_ROWS * PANEL[Self.dtype]
-        self.panel = unsafe_alloc[Unit](packed + sums + self.units, alignment=64)
+        var split = ROWS * BLOCK_LINES if PARTS[Self.dtype] > 1 else 0
+        self.panel = unsafe_alloc[Unit](packed + sums + split + self.lines, alignment=64)
         self.sums = self.panel.unsafe_offset(packed).unsafe_bitcast[Scalar[SUM[Self.dtype]]]()
-        var zeros = self.panel.unsafe_offset(packed + sums)
-        for u in range(self.units):
-            zeros[unsafe_offset=u] = 0
+        self.split = self.panel.unsafe_offset(packed + sums)
+        var zeros = self.split.unsafe_offset(split)
+        for i in range(self.lines):
+            zeros[unsafe_offset=i] = 0
         self.zeros = zeros.unsafe_bitcast[UInt8]()
         self.table = unsafe_alloc[BytePointer](BLOCK_ROWS * size.segments)
 
     def excess_at(self, vector: Int) -> SumPointer[Self.dtype]:
         """Where the excess of a vector of the panel's columns is, below the panel."""
-        var rows = self.units * self.size.segments
         return self.panel.unsafe_offset(
-            rows * PANEL[Self.dtype] + vector * WIDTH[Self.dtype]
+            self.size.segments * self.lines * PANEL[Self.dtype] + vector * WIDTH[Self.dtype]
         ).unsafe_bitcast[Scalar[SUM[Self.dtype]]]()
 
     def free(self):
@@ -205,29 +211,66 @@ def _piece[
 def _sum_up_excess[dtype: DType](scratch: Scratch[dtype], vectors: Int):
     for v in range(vectors):
         var total = Sums[dtype](0)
-        for u in range(scratch.units * scratch.size.segments):
-            var place = u * PANEL[dtype] + v * WIDTH[dtype]
+        for line in range(scratch.size.segments * scratch.lines):
+            var place = line * PANEL[dtype] + v * WIDTH[dtype]
             total = excess[dtype](total, scratch.panel.unsafe_load[width=WIDTH[dtype]](place))
         scratch.excess_at(v).unsafe_store(0, total)
+
+
+@fieldwise_init
+struct Chunk(Copyable, ImplicitlyCopyable, Movable):
+    """What is summed up at a time: segments first..last, of each the lines start..end."""
+
+    var first: Int
+    var last: Int
+    var start: Int
+    var end: Int
+
+    def is_first(self) -> Bool:
+        return self.first == 0 and self.start == 0
 
 
 def _block[
     dtype: DType, Rows: def(Int, Int) -> None
 ](scratch: Scratch[dtype], vectors: Int, rows: Int, mut ahead: Ahead, hand_on: Rows):
     """The rows of the table times the panel."""
-    var together = max(1, BLOCK_UNITS // max(1, scratch.units))  # segments
-    comptime for present in range(1, VECTORS + 1):
-        if vectors == present:
-            for segment in range(0, scratch.size.segments, together):
-                for start in range(0, max(1, scratch.units), BLOCK_UNITS):
-                    var last = (
-                        segment + together >= scratch.size.segments
-                        and start + BLOCK_UNITS >= scratch.units
-                    )
-                    for m in range(0, rows, ROWS):
-                        _tile[dtype, present](scratch, m, rows, segment, together, start, ahead)
-                        if last:
-                            hand_on(m, min(rows, m + ROWS))
+    var segments = scratch.size.segments
+    var together = max(1, BLOCK_LINES // max(1, scratch.lines))
+    for segment in range(0, segments, together):
+        for start in range(0, max(1, scratch.lines), BLOCK_LINES):
+            var chunk = Chunk(
+                segment,
+                min(segments, segment + together),
+                start,
+                min(scratch.lines, start + BLOCK_LINES),
+            )
+            var last = chunk.last == segments and chunk.end == scratch.lines
+            for m in range(0, rows, ROWS):
+                comptime if PARTS[dtype] > 1:
+                    _split[dtype](scratch, m, rows, chunk)
+                for vector in range(0, vectors, VECTORS):
+                    comptime for present in range(1, VECTORS + 1):
+                        if min(VECTORS, vectors - vector) == present:
+                            _tile[dtype, present](scratch, m, rows, vector, chunk, ahead)
+                if last:
+                    hand_on(m, min(rows, m + ROWS))
+
+
+def _split[dtype: DType](scratch: Scratch[dtype], m: Int, rows: Int, chunk: Chunk):
+    """The lines of a tile's rows, BLOCK_LINES for each; those of the last row again where there
+    are fewer."""
+    comptime UNIT_BYTES = size_of[UNIT[dtype]]()
+    var start = chunk.start // PARTS[dtype] * UNIT_BYTES
+    var end = min(scratch.size.depth * size_of[dtype](), chunk.end // PARTS[dtype] * UNIT_BYTES)
+    for i in range(ROWS):
+        var row = scratch.table.unsafe_offset(min(m + i, rows - 1) * scratch.size.segments)
+        var target = scratch.split.unsafe_offset(i * BLOCK_LINES)
+        for s in range(chunk.first, chunk.last):
+            split_row[dtype](
+                row[unsafe_offset=s].unsafe_offset(start),
+                (end - start) // size_of[dtype](),
+                target.unsafe_offset((s - chunk.first) * scratch.lines),
+            )
 
 
 @always_inline
@@ -237,55 +280,58 @@ def _tile[
     scratch: Scratch[dtype],
     m: Int,
     rows: Int,
-    segment: Int,
-    together: Int,
-    start: Int,
+    vector: Int,
+    chunk: Chunk,
     mut ahead: Ahead,
 ):
-    """ROWS rows times the panel over some segments or BLOCK_UNITS units of one; adds to what was
-    summed up before."""
+    """ROWS rows times vectors of the panel over a chunk; adds to what was summed up before."""
     comptime width = WIDTH[dtype]
     comptime stride = PANEL[dtype]
     comptime Unit = Scalar[UNIT[dtype]]
     var segments = scratch.size.segments
-    var whole = scratch.size.depth * size_of[dtype]() // size_of[Unit]()
-    var end = min(scratch.units, start + BLOCK_UNITS)
-    var lines = Array[Table, ROWS](uninitialized=True)
-    comptime for i in range(ROWS):  # the last row again where there are fewer
-        lines[i] = scratch.table.unsafe_offset(min(m + i, rows - 1) * segments)
+    var whole = scratch.lines  # lines whose numbers may be read as units
+    comptime if PARTS[dtype] == 1:
+        whole = scratch.size.depth * size_of[dtype]() // size_of[Unit]()
     var sums = Array[Sums[dtype], ROWS * vectors](fill=Sums[dtype](0))
     var numbers = Array[UnitPointer[dtype], ROWS](uninitialized=True)
-    for s in range(segment, min(segments, segment + together)):
-        comptime for i in range(ROWS):
-            numbers[i] = lines[i][unsafe_offset=s].unsafe_bitcast[Unit]()
-        var right = scratch.panel.unsafe_offset((s * scratch.units + start) * stride)
-        var u = start
-        while u + FETCH_UNITS <= min(whole, end):
+    for s in range(chunk.first, chunk.last):
+        comptime for i in range(ROWS):  # the last row again where there are fewer
+            comptime if PARTS[dtype] == 1:
+                var row = scratch.table.unsafe_offset(min(m + i, rows - 1) * segments)
+                numbers[i] = row[unsafe_offset=s].unsafe_bitcast[Unit]()
+            else:
+                var place = i * BLOCK_LINES + (s - chunk.first) * scratch.lines - chunk.start
+                numbers[i] = scratch.split.unsafe_offset(place)
+        var right = scratch.panel.unsafe_offset(
+            (s * scratch.lines + chunk.start) * stride + vector * width
+        )
+        var line = chunk.start
+        while line + FETCH_LINES <= min(whole, chunk.end):
             ahead.fetch()
-            comptime for _ in range(FETCH_UNITS):
-                _step[dtype, vectors](sums, numbers, u, right)
+            comptime for _ in range(FETCH_LINES):
+                _step[dtype, vectors](sums, numbers, line, right)
                 right = right.unsafe_offset(stride)
-                u += 1
-        for rest in range(u, min(whole, end)):
+                line += 1
+        for rest in range(line, min(whole, chunk.end)):
             _step[dtype, vectors](sums, numbers, rest, right)
             right = right.unsafe_offset(stride)
-        if whole < end:
+        if whole < chunk.end:
             var left = Array[Unit, ROWS](uninitialized=True)
             comptime for i in range(ROWS):
                 var row = numbers[i].unsafe_bitcast[UInt8]()
                 left[i] = unit_at[dtype](row, whole, scratch.size.depth)
             multiply_step[dtype, ROWS, vectors](sums, left, right)
     comptime if dtype == DType.int8:
-        if segment + start == 0:
+        if chunk.is_first():
             comptime for j in range(vectors):
-                var over = scratch.excess_at(j).unsafe_load[width=width]()
+                var over = scratch.excess_at(vector + j).unsafe_load[width=width]()
                 comptime for i in range(ROWS):
                     sums[i * vectors + j] -= over
-    var target = scratch.sums.unsafe_offset(m * stride)
+    var target = scratch.sums.unsafe_offset(m * stride + vector * width)
     comptime for i in range(ROWS):
         comptime for j in range(vectors):
             var place = i * stride + j * width
-            if segment + start > 0:
+            if not chunk.is_first():
                 sums[i * vectors + j] += target.unsafe_load[width=width](place)
             target.unsafe_store(place, sums[i * vectors + j])
 
@@ -296,11 +342,11 @@ def _step[
 ](
     mut sums: Array[Sums[dtype], ROWS * vectors],
     numbers: Array[UnitPointer[dtype], ROWS],
-    unit: Int,
+    line: Int,
     right: UnitPointer[dtype],
 ):
-    """One unit of each row times a row of the panel."""
+    """A line of each row times one of the panel."""
     var left = Array[Scalar[UNIT[dtype]], ROWS](uninitialized=True)
     comptime for i in range(ROWS):
-        left[i] = numbers[i].unsafe_load[alignment = size_of[dtype]()](unit)
+        left[i] = numbers[i].unsafe_load[alignment = size_of[dtype]()](line)
     multiply_step[dtype, ROWS, vectors](sums, left, right)

@@ -87,13 +87,13 @@ struct Convolution[dtype: DType](Operands):
         var row = self.filter_bytes()
         var source = self.right_at(b, column, columns).next
         var target = panel.unsafe_bitcast[Scalar[UNIT[Self.dtype]]]()
-        var units = units_of[Self.dtype](self.channels)
+        var lines = lines_of[Self.dtype](self.channels)
         for tap in range(self.taps()):
             pack_columns[Self.dtype](
                 source.unsafe_offset(tap * self.channels * size),
                 row,
                 columns,
                 self.channels,
-                target.unsafe_offset(tap * units * stride),
+                target.unsafe_offset(tap * lines * stride),
                 stride,
             )

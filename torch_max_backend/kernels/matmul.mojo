@@ -49,9 +49,9 @@ struct Product[dtype: DType, turned: Bool](Operands):
         comptime if Self.turned:
             pack_columns[Self.dtype](source, self.depth * size, columns, self.depth, target, stride)
         else:
-            var units = units_of[Self.dtype](self.depth)
+            var lines = lines_of[Self.dtype](self.depth)
             pack_rows[Self.dtype](
-                source, self.columns * size, self.depth, columns, target, stride, units
+                source, self.columns * size, self.depth, columns, target, stride, lines
             )
 
 

@@ -1,4 +1,8 @@
-"""Operands in the order in which a tile reads them: vectors of units, one after the other."""
+"""Operands in the order in which a tile reads them.
+
+Of the right one, lines of vectors: units, or the parts of a unit one after the other. Of the left
+one, where units are split, the parts of a row's units.
+"""
 
 from std.math import ceildiv
 from std.memory import bitcast
@@ -8,6 +12,34 @@ from .units import *
 
 comptime LANE[dtype: DType] = 16 // size_of[UNIT[dtype]]()
 """Units in 128 bits: what shuffles faster within than across."""
+
+
+@always_inline
+def split_row[dtype: DType](row: BytePointer, columns: Int, target: UnitPointer[dtype]):
+    """The lines of a row of the left operand; the last unit is zero filled."""
+    comptime width = WIDTH[dtype]
+    comptime parts = PARTS[dtype]
+    var whole = columns * size_of[dtype]() // size_of[UNIT[dtype]]()
+    var source = row.unsafe_bitcast[Scalar[UNIT[dtype]]]()
+    var u = 0
+    while u + width <= whole:
+        var units = source.unsafe_load[width=width, alignment = size_of[dtype]()](u)
+        comptime if parts == 1:
+            target.unsafe_store[alignment=4](u, units)
+        else:
+            var first = left_part[dtype, 0, width](units)
+            target.unsafe_store[alignment=4](
+                2 * u, first.interleave(left_part[dtype, 1, width](units))
+            )
+        u += width
+    while u < units_of[dtype](columns):
+        var unit = unit_at[dtype](row, u, columns)
+        comptime if parts == 1:
+            target[unsafe_offset=u] = unit
+        else:
+            comptime for part in range(parts):
+                target[unsafe_offset=u * parts + part] = left_part[dtype, part, 1](unit)
+        u += 1
 
 
 def pack_columns[
@@ -20,7 +52,7 @@ def pack_columns[
     target: UnitPointer[dtype],
     stride: Int,
 ):
-    """Transposes: target[u * stride + r] is unit u of row r.
+    """Transposes: target[l * stride + r] is line l of row r.
 
     Rows up to the next multiple of a vector, for which ``stride`` has room, and what is missing of
     a last unit are zero.
@@ -33,7 +65,7 @@ def pack_columns[
         var u = 0
         while u + width <= whole:
             var square = source.unsafe_offset(r * row_bytes)
-            var place = target.unsafe_offset(u * stride + r)
+            var place = target.unsafe_offset(u * PARTS[dtype] * stride + r)
             if present == width:
                 _turn_square[dtype, all=True](square, row_bytes, u, present, place, stride)
             else:
@@ -44,7 +76,8 @@ def pack_columns[
                 var unit = Scalar[UNIT[dtype]](0)
                 if i < present:
                     unit = unit_at[dtype](source.unsafe_offset((r + i) * row_bytes), u, columns)
-                target[unsafe_offset=u * stride + r + i] = unit
+                var place = u * PARTS[dtype] * stride + r + i
+                _store_parts[dtype, 1](unit, target.unsafe_offset(place), stride)
             u += 1
 
 
@@ -57,23 +90,25 @@ def pack_rows[
     columns: Int,
     target: UnitPointer[dtype],
     stride: Int,
-    units: Int,
+    lines: Int,
 ):
-    """Keeps the order: target[u * stride + c] is column c of row u, or of the pair of rows u.
+    """Keeps the order: target[l * stride + c] is column c of row l, or of the pair of rows l.
 
-    Rows that are missing in ``units``, and columns up to the next multiple of a vector, for which
+    Rows that are missing in ``lines``, and columns up to the next multiple of a vector, for which
     ``stride`` has room, are zero.
     """
     comptime group = size_of[UNIT[dtype]]() // size_of[dtype]()
     comptime width = WIDTH[dtype]
     var filled = ceildiv(columns, width) * width
-    for u in range(units):
-        var row = target.unsafe_offset(u * stride)
+    for u in range(lines // PARTS[dtype]):
+        var row = target.unsafe_offset(u * PARTS[dtype] * stride)
         var numbers = source.unsafe_offset(u * group * row_bytes)
         var present = rows - u * group
         var c = 0
         while c + width <= columns and present >= group:
-            row.unsafe_store[alignment=4](c, _unit_row[dtype](numbers, row_bytes, c))
+            _store_parts[dtype](
+                _unit_row[dtype](numbers, row_bytes, c), row.unsafe_offset(c), stride
+            )
             c += width
         while c < filled:
             var unit = SIMD[dtype, group](0)
@@ -81,8 +116,16 @@ def pack_rows[
                 if g < present and c < columns:
                     var line = numbers.unsafe_offset(g * row_bytes)
                     unit[g] = line.unsafe_bitcast[Scalar[dtype]]()[unsafe_offset=c]
-            row[unsafe_offset=c] = bitcast[UNIT[dtype], 1](unit)
+            _store_parts[dtype, 1](bitcast[UNIT[dtype], 1](unit), row.unsafe_offset(c), stride)
             c += 1
+
+
+@always_inline
+def _store_parts[
+    dtype: DType, width: Int
+](units: SIMD[UNIT[dtype], width], target: UnitPointer[dtype], stride: Int):
+    comptime for part in range(PARTS[dtype]):
+        target.unsafe_store[alignment=4](part * stride, right_part[dtype, part, width](units))
 
 
 @always_inline
@@ -124,7 +167,8 @@ def _turn_square[
             )
         var turned = _turned_in_lanes[dtype](rows^)
         comptime for i in range(lane):
-            target.unsafe_store[alignment=4]((first + i) * stride, turned[i])
+            var line = (first + i) * PARTS[dtype]
+            _store_parts[dtype](turned[i], target.unsafe_offset(line * stride), stride)
 
 
 @always_inline

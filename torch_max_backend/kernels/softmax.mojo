@@ -16,9 +16,9 @@ def softmax_row[
     empty: Scalar[SUM[dtype]],
     weights: UnitPointer[dtype],
 ) -> Scalar[SUM[dtype]]:
-    """Writes exp(scores * scale + bias - maximum) as ``dtype`` numbers, zeros from ``keys`` to
-    ``padded``, and returns what they are to be multiplied by: 1 / their sum, ``empty`` where no key
-    is kept.
+    """Writes exp(scores * scale + bias - maximum) as ``dtype`` numbers, in lines, zeros from
+    ``keys`` to ``padded``, and returns what they are to be multiplied by: 1 / their sum, ``empty``
+    where no key is kept.
     """
     comptime width = WIDTH[dtype]
     comptime MINUS_INFINITY = Scalar[SUM[dtype]].MIN
@@ -39,11 +39,14 @@ def softmax_row[
     if maximum == MINUS_INFINITY:
         maximum = 0
     var total = Sums[dtype](0)
-    var target = weights.unsafe_bitcast[Scalar[dtype]]()
+    var lines = weights.unsafe_bitcast[Scalar[SUM[dtype]]]()
     for j in range(0, padded, width):
         var x = scores.unsafe_load[width=width](j) - maximum
         var e = rebind[Sums[dtype]](exponential(rebind[SIMD[DType.float32, width]](x)))
         total += e
-        target.unsafe_store(j, e.cast[dtype]())
+        comptime if PARTS[dtype] == 1:
+            weights.unsafe_bitcast[Scalar[dtype]]().unsafe_store(j, e.cast[dtype]())
+        else:
+            lines.unsafe_store(j, e.cast[dtype]().cast[SUM[dtype]]())
     var sum = total.reduce_add()
     return empty if sum == 0 else 1 / sum

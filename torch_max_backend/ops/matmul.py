@@ -6,7 +6,6 @@ from max.dtype import DType
 from max.graph import TensorType, TensorValue, ops
 
 from torch_max_backend.context import strided_operand
-from torch_max_backend.cpu import multiplies_bfloat16
 from torch_max_backend.dims import static
 from torch_max_backend.ops.shape import agree, broadcast, drop_axes, reshape
 from torch_max_backend.promotion import accumulation_dtype
@@ -60,7 +59,7 @@ def _cpu_product(a: TensorValue, right: TensorValue, turned: bool) -> TensorValu
 
 def takes_bfloat16(x: TensorValue) -> bool:
     """Whether our kernels read this bfloat16 value as it is; else they get float32."""
-    return x.dtype == DType.bfloat16 and x.device.is_cpu() and multiplies_bfloat16()
+    return x.dtype == DType.bfloat16 and x.device.is_cpu()
 
 
 def _integer_product(a: TensorValue, b: TensorValue) -> TensorValue:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from torch_max_backend.cpu import multiplies_bfloat16
 from torch_max_backend.passes import operators  # noqa: F401  defines linear_gelu
 from torch_max_backend.views import view_of
 
@@ -62,7 +61,6 @@ def _linear_operands(node: Node) -> tuple[Any, ...] | None:
     static = all(isinstance(n, int) and n > 0 for n in weight.sizes)
     if result.device.type != "cpu" or not static:
         return None
-    half = result.dtype == torch.bfloat16 and multiplies_bfloat16()
-    if result.dtype != torch.float32 and not half:
+    if result.dtype not in (torch.float32, torch.bfloat16):
         return None
     return input, weight.base, bias
