@@ -21,8 +21,8 @@ def _rows(embed: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     return lambda *args: embed(*args).flatten(2).transpose(1, 2)
 
 
-def _is_two_dimensional_too(rank: int, place: int) -> bool:
-    """Whether a case waits for ``--thorough``: one kernel computes all ranks."""
+def _is_nearly_covered(rank: int, place: int) -> bool:
+    """By the same option in two dimensions: one kernel computes all ranks."""
     return rank != 2 and place % 2 == 1
 
 
@@ -46,7 +46,7 @@ def convolutions() -> Iterator[Case]:
                 partial(function, **options),
                 [x, weight, bias],
                 scale="tensor",
-                thorough=_is_two_dimensional_too(rank, i),
+                thorough=_is_nearly_covered(rank, i),
             )
         yield Case(
             f"conv{rank}d-no_bias",
@@ -102,7 +102,7 @@ def transposed() -> Iterator[Case]:
                 partial(function, **keys),
                 [x, weight, randn(6)],
                 scale="tensor",
-                thorough=_is_two_dimensional_too(rank, i),
+                thorough=_is_nearly_covered(rank, i),
             )
         stride = (2, 3, 2)[:rank]
         yield Case(

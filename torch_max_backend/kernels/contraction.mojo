@@ -26,7 +26,7 @@ comptime PIECE_BLOCKS = 8
 """Blocks of a piece, at most."""
 comptime BLOCK_LINES = 512
 """Lines of the panel that are summed up at a time."""
-comptime LINE = 64
+comptime CACHE_LINE = 64
 """Bytes of a line of the cache."""
 comptime FETCH_LINES = 4
 """Lines of the panel between the fetches of a line of the cache."""
@@ -59,8 +59,8 @@ struct Ahead(Copyable, ImplicitlyCopyable, Movable):
         """Has the next line read while others are multiplied."""
         if self.left > 0:
             prefetch[PrefetchOptions().for_read().high_locality().to_data_cache()](self.next)
-            self.next = self.next.unsafe_offset(LINE)
-            self.left -= LINE
+            self.next = self.next.unsafe_offset(CACHE_LINE)
+            self.left -= CACHE_LINE
 
 
 trait Operands(Copyable, ImplicitlyCopyable, Movable):

@@ -1,7 +1,8 @@
 """Products of units: one float64, one float32, a pair of bfloat16 or four int8 numbers.
 
-Both operands of a matrix product are read in such units, so that one kernel serves all types. Sums
-of bfloat16 are float32, those of int8 int32. The sizes of a tile keep its sums in registers: 24 of
+Both operands of a matrix product are read in such units, so that one kernel serves all types. Where
+the processor does not multiply a unit whole, packing splits it into lines of wider numbers. Sums of
+bfloat16 are float32, those of int8 int32. The sizes of a tile keep its sums in registers: 24 of
 the 32 that AVX-512 and Arm have, 12 of the 16 of AVX2.
 """
 
