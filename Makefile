@@ -22,7 +22,7 @@ STAMP := $(VENV)/.installed
 .DELETE_ON_ERROR:
 
 help: ## show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 23
 
 demo: $(STAMP)-demo ## photographs through two Vision Transformers: eager, Inductor and MAX
 	$(BIN)/python -m pretrained_models.demo $(DEMO_ARGS) $(IMAGES)

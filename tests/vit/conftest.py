@@ -1,3 +1,5 @@
+"""Threads, seeds, small configurations and random weights for the tests of ``vit``."""
+
 from collections.abc import Callable, Iterator
 from typing import Any
 

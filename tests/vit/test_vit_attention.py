@@ -1,3 +1,5 @@
+"""Self-attention, cross-attention and attentive pooling against their formulas."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""ViTConfig: fields, what it refuses, YAML."""
+
 import dataclasses
 import re
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""The features that a model returns, their parts and their pytree."""
+
 import pytest
 import torch
 from torch.utils import _pytree as pytree

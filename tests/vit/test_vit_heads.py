@@ -1,3 +1,5 @@
+"""Heads: shapes, parameters, configurations, a model with one."""
+
 import pytest
 import torch
 from torch import nn

@@ -1,3 +1,5 @@
+"""The model as a whole: inputs, resolutions, dtypes, masks, rope."""
+
 import copy
 
 import pytest

@@ -1,3 +1,5 @@
+"""Quantisation of modules and models by torchao, and without it."""
+
 import importlib.util
 import sys
 import types

@@ -1,3 +1,5 @@
+"""Masks of tokens: made, applied and undone."""
+
 import pytest
 import torch
 
