@@ -1,7 +1,6 @@
 """Scaled dot-product attention (Vaswani et al., 2017).
 
-A piece of work is a run of queries of one head. It packs the head's keys and values once and goes
-through its queries a tile of rows at a time. The scores of a tile against all keys stay in cache,
+A worker packs a head's keys and values once and goes through its queries a tile of rows at a time. The scores of a tile against all keys stay in cache,
 so that softmax knows a row's maximum and is exact.
 """
 
@@ -12,7 +11,11 @@ from std.sys import size_of
 from max.algorithm import sync_parallelize
 from .packing import pack_columns, pack_rows, split_row
 from .softmax import softmax_row
+from .tasks import Tasks, Turn
 from .units import *
+
+comptime PART_ROWS = 8 * ROWS
+"""Queries that a worker takes at a time."""
 
 
 @fieldwise_init
@@ -106,38 +109,28 @@ struct Scratch[dtype: DType](Movable):
 
 
 def attention[dtype: DType](call: Attention[dtype]):
-    """Computes all of it in parallel; a head's queries are split where heads are few."""
-    var workers = parallelism_level()
+    """Computes all of it in parallel."""
     var heads = call.batch * call.heads
-    var tiles = ceildiv(call.queries, ROWS)
-    var splits = 1
-    if heads % workers != 0 and heads < 4 * workers:
-        splits = max(1, min(workers, tiles // 8))
-    var share = ceildiv(tiles, splits) * ROWS
-    var pieces = heads * splits
+    var parts = ceildiv(call.queries, PART_ROWS)
+    var tasks = Tasks(heads, parts)
 
-    def work(worker: Int) {call, splits, share, pieces, workers}:
+    def work(worker: Int) {call, tasks}:
         var scratch = Scratch[dtype](call)
-        for piece in range(worker * pieces // workers, (worker + 1) * pieces // workers):
-            var head = piece // splits
-            var first = piece % splits * share
+        var turn = Turn(tasks)
+        while turn.next_task():
             _rows_of_a_head[dtype](
-                call,
-                scratch,
-                head // call.heads,
-                head % call.heads,
-                first,
-                min(call.queries, first + share),
+                call, scratch, turn, turn.task // call.heads, turn.task % call.heads
             )
         scratch.free()
 
-    sync_parallelize(work, workers)
+    sync_parallelize(work, parallelism_level())
+    tasks.free()
 
 
 def _rows_of_a_head[
     dtype: DType
-](call: Attention[dtype], scratch: Scratch[dtype], b: Int, h: Int, first: Int, last: Int):
-    """Queries first..last."""
+](call: Attention[dtype], scratch: Scratch[dtype], mut turn: Turn, b: Int, h: Int):
+    """The worker's parts of a head's queries."""
     var key_head = h // (call.heads // call.key_heads)
     pack_columns[dtype](
         call.key.rows_of(b, key_head),
@@ -156,8 +149,13 @@ def _rows_of_a_head[
         scratch.value_stride,
         scratch.places,
     )
-    for row in range(first, last, ROWS):
-        _rows_of_a_tile[dtype](call, scratch, b, h, row, min(ROWS, last - row))
+    var more = True
+    while more:
+        var first = turn.part * PART_ROWS
+        var last = min(call.queries, first + PART_ROWS)
+        for row in range(first, last, ROWS):
+            _rows_of_a_tile[dtype](call, scratch, b, h, row, min(ROWS, last - row))
+        more = turn.next_part()
 
 
 def _rows_of_a_tile[

@@ -6,7 +6,6 @@ stay in cache (Goto and van de Geijn, 2008). Rows of the left operand need not f
 each of their segments is found through a table (the indirect convolution of Dukhan, 2019).
 """
 
-from std.atomic import Atomic
 from std.math import ceildiv
 from std.memory import Pointer
 from std.memory.alloc import unsafe_alloc
@@ -14,6 +13,7 @@ from std.runtime import parallelism_level
 from std.sys import PrefetchOptions, prefetch, simd_width_of, size_of
 from max.algorithm import sync_parallelize
 from .packing import split_row
+from .tasks import Tasks, Turn
 from .units import *
 
 comptime TILES = 64 // (VECTORS * simd_width_of[DType.float32]())
@@ -22,7 +22,7 @@ comptime PANEL[dtype: DType] = TILES * VECTORS * WIDTH[dtype]
 """Columns of a panel."""
 comptime BLOCK_ROWS = 16 * ROWS
 """Rows of a block, at most."""
-comptime PIECE_BLOCKS = 8
+comptime PIECE_BLOCKS = 32
 """Blocks of a piece, at most."""
 comptime BLOCK_LINES = 512
 """Lines of the panel that are summed up at a time."""
@@ -94,38 +94,29 @@ def contract[
     var panels = ceildiv(size.columns, PANEL[dtype])
     var blocks = ceildiv(size.rows, BLOCK_ROWS)
     var height = ceildiv(ceildiv(size.rows, blocks), ROWS) * ROWS
-    # enough pieces for workers of unlike speed, few enough that packing a panel for each is little
-    var wanted = size.batch * panels * blocks // (4 * workers)
-    var chunk = max(1, min(PIECE_BLOCKS, wanted)) * height
-    var chunks = ceildiv(size.rows, chunk)
-    var pieces = size.batch * chunks * panels
-    var taken = unsafe_alloc[Int64](1)
-    taken[] = 0
+    var chunks = ceildiv(blocks, PIECE_BLOCKS)
+    var parts = ceildiv(blocks, chunks)
+    var tasks = Tasks(size.batch * chunks * panels, parts)
 
-    def work(worker: Int) {
-        source, size, workers, panels, height, chunk, chunks, pieces, taken, imm store
-    }:
+    def work(worker: Int) {source, size, workers, panels, chunks, height, tasks, imm store}:
         var scratch = Scratch[dtype](size)
-        while True:
-            var piece = Int(Atomic[Int64].fetch_add(taken, 1))
-            if piece >= pieces:
-                break
-            var row = piece // panels % chunks * chunk
+        var turn = Turn(tasks)
+        while turn.next_task():
             _piece[dtype](
                 source,
                 scratch,
-                piece // panels // chunks,
-                piece % panels * PANEL[dtype],
-                row,
-                min(size.rows, row + chunk),
+                turn,
+                turn.task // panels // chunks,
+                turn.task % panels * PANEL[dtype],
+                turn.task // panels % chunks * tasks.parts,
                 height,
-                (piece + workers) % panels * PANEL[dtype],
+                (turn.task + workers) % panels * PANEL[dtype],
                 store,
             )
         scratch.free()
 
     sync_parallelize(work, workers)
-    taken.unsafe_free()
+    tasks.free()
 
 
 struct Scratch[dtype: DType](Movable):
@@ -173,24 +164,27 @@ def _piece[
 ](
     source: Source,
     scratch: Scratch[dtype],
+    mut turn: Turn,
     b: Int,
     column: Int,
     first: Int,
-    last: Int,
     height: Int,
     following: Int,
     store: Epilogue,
 ):
-    """The panel from ``column`` on times rows first..last, in blocks of ``height``; what the panel
-    from ``following`` on is packed from is read meanwhile."""
+    """The panel from ``column`` on times the worker's parts of a task, blocks of ``height`` rows
+    from the ``first`` one on; what the panel from ``following`` on is packed from is read
+    meanwhile."""
     comptime width = WIDTH[dtype]
     var columns = min(PANEL[dtype], scratch.size.columns - column)
     source.pack(b, column, columns, scratch.panel.unsafe_bitcast[UInt8]())
     comptime if dtype == DType.int8:
         _sum_up_excess[dtype](scratch, ceildiv(columns, width))
     var ahead = source.right_at(b, following, min(PANEL[dtype], scratch.size.columns - following))
-    for row in range(first, last, height):
-        var end = min(last, row + height)
+    var more = True
+    while more:
+        var row = (first + turn.part) * height
+        var end = min(scratch.size.rows, row + height)
         source.left(b, row, end, scratch.zeros, scratch.table)
 
         @always_inline
@@ -206,6 +200,7 @@ def _piece[
                     n += 1
 
         _block[dtype](scratch, ceildiv(columns, width), end - row, ahead, hand_on)
+        more = turn.next_part()
 
 
 def _sum_up_excess[dtype: DType](scratch: Scratch[dtype], vectors: Int):
