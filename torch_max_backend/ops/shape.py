@@ -116,19 +116,27 @@ def slice_axis(
     length = x.shape[axis]
     if Dim(size) == length and step == 1:
         return x  # a slice that keeps every element
+    before: list = [slice(None)] * axis
+    after: list = [slice(None)] * (x.rank - axis - 1)
     n = static(length)
     if n is not None and all(b is None or isinstance(b, int) for b in (start, stop)):
         first, last, _ = slice(start, stop).indices(n)
-        bounds: slice = slice(first, max(first, last), step)
-    else:
-        first_value = _bound(start, length, 0)
-        last_value = _bound(stop, length, None)
-        bounds = slice(first_value, ops.max(last_value, first_value), step)
-    before: list = [slice(None)] * axis
-    after: list = [slice(None)] * (x.rank - axis - 1)
-    if n is not None and isinstance(bounds.start, int):
-        return ops.slice_tensor(x, [*before, bounds, *after])
+        return ops.slice_tensor(x, [*before, slice(first, max(first, last), step), *after])
+    if not isinstance(start, TensorValue) and not isinstance(stop, TensorValue):
+        begin, end = _unclamped(start, length, Dim(0)), _unclamped(stop, length, length)
+        if (end - begin + (step - 1)) // step == Dim(size):  # so torch did not clamp them either
+            return ops.slice_tensor(x, [*before, slice(begin, end, step), *after])
+    first_value = _bound(start, length, 0)
+    last_value = _bound(stop, length, None)
+    bounds = slice(first_value, ops.max(last_value, first_value), step)
     return ops.slice_tensor(x, [*before, (bounds, Dim(size)), *after])
+
+
+def _unclamped(bound: IntLike | None, length: Dim, default: Dim) -> Dim:
+    """A slice bound as a size."""
+    if bound is None or (isinstance(bound, int) and bound >= _NO_LIMIT):
+        return default if bound is None else length
+    return length + bound if isinstance(bound, int) and bound < 0 else Dim(bound)
 
 
 def _bound(bound: IntLike | TensorValue | None, length: Dim, default: int | None) -> TensorValue:
