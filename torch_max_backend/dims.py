@@ -43,10 +43,10 @@ class _Names:
         """The symbol of an expression, which must not be negative."""
         if expr not in self.dims:
             try:
-                carrier = _carrier(_algebraic(expr))
+                self.dims[expr] = self.of_dim(_algebraic(expr))
             except MaxBackendError:
                 carrier = _range(evaluate(expr, self.symbol), self.fresh())
-            self.dims[expr] = self._declare(carrier)
+                self.dims[expr] = self._declare(carrier)
         return self.dims[expr]
 
     def of_dim(self, dim: Dim) -> Dim:
@@ -124,6 +124,12 @@ def symbol_for(dim: Dim) -> Dim:
     if names is None or isinstance(dim, StaticDim | SymbolicDim):
         return dim
     return names.of_dim(dim)
+
+
+def known_as(dim: Dim) -> Dim:
+    """The symbol that the graph has for a Dim, else the Dim itself."""
+    names = _names.get()
+    return dim if names is None else names.dims.get(dim, dim)
 
 
 def new_symbol() -> Dim:
@@ -204,5 +210,8 @@ def _fold(dims: list[Dim], combine: Callable[[Dim, Dim], Dim]) -> Dim:
 
 def dim_value(dim: IntLike, dtype: DType = DType.int64) -> TensorValue:
     """A size as a scalar (0-d) int64 value on the host, cast to ``dtype``."""
+    number = static(dim)
+    if number is not None:  # as one constant: MAX would compile a kernel to cast one
+        return ops.constant(number, dtype, DeviceRef.CPU())
     value = TensorValue(Dim(dim))
     return value if dtype == DType.int64 else ops.cast(value, dtype)

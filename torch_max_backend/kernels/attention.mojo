@@ -1,7 +1,8 @@
 """Scaled dot-product attention (Vaswani et al., 2017).
 
-A worker packs a head's keys and values once and goes through its queries a tile of rows at a time. The scores of a tile against all keys stay in cache,
-so that softmax knows a row's maximum and is exact.
+A worker packs a head's keys and values once and goes through its queries a tile of rows at a time.
+The scores of a tile against all keys stay in cache, so that softmax knows a row's maximum and is
+exact.
 """
 
 from std.math import ceildiv

@@ -1,8 +1,8 @@
 """Sums of products: output[b, m, n] = sum over s and k of left[b, m, s, k] * right[b, n, s, k].
 
-The output is cut into pieces, a panel of columns by some blocks of rows, which workers take as they
-get to them. Each packs the right operand of its panel; it, a block of the left one and their sums
-stay in cache (Goto and van de Geijn, 2008). Rows of the left operand need not follow each other:
+The output is cut into tasks, a panel of columns by some blocks of rows. A worker packs the right
+operand of its task's panel; it, a block of the left one and their sums stay in cache (Goto and van
+de Geijn, 2008). Rows of the left operand need not follow each other:
 each of their segments is found through a table (the indirect convolution of Dukhan, 2019).
 """
 
@@ -22,8 +22,8 @@ comptime PANEL[dtype: DType] = TILES * VECTORS * WIDTH[dtype]
 """Columns of a panel."""
 comptime BLOCK_ROWS = 16 * ROWS
 """Rows of a block, at most."""
-comptime PIECE_BLOCKS = 32
-"""Blocks of a piece, at most."""
+comptime TASK_BLOCKS = 32
+"""Blocks of a task, at most: rows of the left operand that panels in turn find in a cache."""
 comptime BLOCK_LINES = 512
 """Lines of the panel that are summed up at a time."""
 comptime CACHE_LINE = 64
@@ -94,7 +94,7 @@ def contract[
     var panels = ceildiv(size.columns, PANEL[dtype])
     var blocks = ceildiv(size.rows, BLOCK_ROWS)
     var height = ceildiv(ceildiv(size.rows, blocks), ROWS) * ROWS
-    var chunks = ceildiv(blocks, PIECE_BLOCKS)
+    var chunks = ceildiv(blocks, TASK_BLOCKS)
     var parts = ceildiv(blocks, chunks)
     var tasks = Tasks(size.batch * chunks * panels, parts)
 
@@ -102,7 +102,7 @@ def contract[
         var scratch = Scratch[dtype](size)
         var turn = Turn(tasks)
         while turn.next_task():
-            _piece[dtype](
+            _task[dtype](
                 source,
                 scratch,
                 turn,
@@ -159,7 +159,7 @@ struct Scratch[dtype: DType](Movable):
 
 
 @always_inline
-def _piece[
+def _task[
     dtype: DType, Source: Operands, Epilogue: Store[dtype]
 ](
     source: Source,
@@ -183,7 +183,7 @@ def _piece[
     var ahead = source.right_at(b, following, min(PANEL[dtype], scratch.size.columns - following))
     var more = True
     while more:
-        var row = (first + turn.part) * height
+        var row = (first + turn.part) * height  # the last task's last ones may be beyond all rows
         var end = min(scratch.size.rows, row + height)
         source.left(b, row, end, scratch.zeros, scratch.table)
 

@@ -9,7 +9,14 @@ from max.graph import Dim, TensorValue, ops
 
 from torch_max_backend.context import expected_shape
 from torch_max_backend.dims import IntLike, dim_value, new_symbol
-from torch_max_backend.ops.shape import broadcast, iota, normalize_dim, permute, reshape, stack
+from torch_max_backend.ops.shape import (
+    broadcast,
+    normalize_dim,
+    permute,
+    positions,
+    reshape,
+    stack,
+)
 
 
 def as_index(index: TensorValue, size: Dim) -> TensorValue:
@@ -74,15 +81,12 @@ def gather(x: TensorValue, dim: int, index: TensorValue) -> TensorValue:
 def _coordinates(x: TensorValue, axis: int, index: TensorValue) -> TensorValue:
     """(*index.shape, rank): where each element of ``index`` points in ``x``."""
     shape = list(index.shape)
-    columns = []
-    for i, size in enumerate(shape):
-        if i == axis:
-            columns.append(as_index(index, x.shape[axis]))
-        else:
-            steps = iota(size, x.device)
-            line: list = [1] * len(shape)
-            line[i] = size
-            columns.append(broadcast(reshape(steps, line), shape))
+    columns = [
+        as_index(index, x.shape[axis])
+        if i == axis
+        else positions(shape, [int(j == i) for j in range(len(shape))], 0, x.device)
+        for i in range(len(shape))
+    ]
     return stack(columns, -1)
 
 
@@ -158,11 +162,4 @@ def as_strided(
 
     x counts as laid out in row-major order, as every value inside a graph is.
     """
-    position: TensorValue = dim_value(offset).to(x.device)
-    for axis, (count, step) in enumerate(zip(size, stride, strict=True)):
-        line: list[IntLike] = [1] * len(size)
-        line[axis] = count
-        steps = iota(count, x.device) * dim_value(step).to(x.device)
-        position = position + reshape(steps, line)
-    flat = reshape(x, [-1])
-    return ops.gather(flat, position, axis=0)
+    return ops.gather(reshape(x, [-1]), positions(size, stride, offset, x.device), axis=0)

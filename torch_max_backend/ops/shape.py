@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ from max.dtype import DType
 from max.graph import DeviceRef, Dim, StaticDim, TensorType, TensorValue, ops
 
 from torch_max_backend.context import expected_shape
-from torch_max_backend.dims import IntLike, dim_value, static, symbol_for
+from torch_max_backend.dims import IntLike, dim_value, known_as, static, symbol_for
 from torch_max_backend.promotion import as_tensor
 
 _NO_LIMIT = 1 << 62
@@ -124,7 +125,7 @@ def slice_axis(
         return ops.slice_tensor(x, [*before, slice(first, max(first, last), step), *after])
     if not isinstance(start, TensorValue) and not isinstance(stop, TensorValue):
         begin, end = _unclamped(start, length, Dim(0)), _unclamped(stop, length, length)
-        if (end - begin + (step - 1)) // step == Dim(size):  # so torch did not clamp them either
+        if known_as((end - begin + (step - 1)) // step) == Dim(size):  # torch did not clamp them
             return ops.slice_tensor(x, [*before, slice(begin, end, step), *after])
     first_value = _bound(start, length, 0)
     last_value = _bound(stop, length, None)
@@ -261,17 +262,8 @@ def flip(x: TensorValue, dims: Sequence[int]) -> TensorValue:
     """Reverses axes (MAX slices take no negative step)."""
     for axis in normalize_dims(list(dims), x.rank) if dims else []:
         size = x.shape[axis]
-        last = dim_value(size) - 1
-        steps = ops.range(
-            dim_value(0),
-            dim_value(size),
-            dim_value(1),
-            out_dim=size,
-            dtype=DType.int64,
-            device=last.device,
-        )
-        index = last - steps
-        x = ops.gather(x, index if x.device.is_cpu() else index.to(x.device), axis)
+        index = positions([size], [-1], size - 1, x.device)
+        x = ops.gather(x, index, axis)
     return x
 
 
@@ -299,6 +291,27 @@ def iota(size: IntLike, device) -> TensorValue:
         device=dim_value(0).device,
     )
     return values if device.is_cpu() else values.to(device)
+
+
+def positions(
+    shape: Sequence[IntLike], strides: Sequence[IntLike], offset: IntLike, device: DeviceRef
+) -> TensorValue:
+    """int64 of a shape: ``offset + sum(index * stride)`` at each place."""
+    sizes, steps = [static(size) for size in shape], [static(step) for step in strides]
+    start = static(offset)
+    if None not in (*sizes, *steps, start) and math.prod(sizes) <= _LARGEST_CONSTANT:  # type: ignore
+        places = np.full(sizes, start)  # type: ignore[arg-type]
+        for step, index in zip(steps, np.indices(sizes), strict=True):  # type: ignore[arg-type]
+            places += step * index
+        return ops.constant(places, DType.int64, device=device)
+    result = dim_value(offset).to(device)
+    for axis, step in enumerate(strides):
+        if step != 0:
+            line: list[IntLike] = [1] * len(shape)
+            line[axis] = shape[axis]
+            index = reshape(iota(shape[axis], device), line)
+            result = result + (index if step == 1 else index * dim_value(step).to(device))
+    return broadcast(result, shape)
 
 
 def pad_constant(x: TensorValue, pad: Sequence[IntLike], value: object) -> TensorValue:

@@ -1,0 +1,88 @@
+"""What MAX would compile kernels for beside the work itself: values of sizes, sums of constants.
+
+MAX folds operations on constants by compiling and running them, ten seconds for the first one.
+"""
+
+import re
+
+import pytest
+import torch
+from max.graph import Module
+
+from tests.tracing import trace
+from torch_max_backend.graph_builder import build_graph
+from torch_max_backend.options import MaxOptions
+from vit import ViTConfig
+
+FREE = {"rmo.reshape", "rmo.shape_to_tensor", "rmo.broadcast_to", "rmo.rebind_tensor_shape"}
+"""Operations that fold without a kernel, or that only name a size."""
+
+
+def lowered(function, *args, dynamic):
+    """The text of the MAX graph of a function."""
+    graph, _ = build_graph(trace(function, *args, dynamic=dynamic), Module(), "g0", MaxOptions())
+    return str(graph)
+
+
+def operations(text):
+    """(results, name, operands) of each line that has a result."""
+    for line in text.splitlines():
+        found = re.match(r"\s*(%.+?) = ([\w.]+)(.*?)(?: : |$)", line)
+        if found:
+            results, name, rest = found.groups()
+            yield re.findall(r"%\w+", results), name, re.findall(r"%\w+", rest)
+
+
+def folded(text):
+    """The operations on constants alone."""
+    constants, found = set(), []
+    for results, name, operands in operations(text):
+        if operands and constants.issuperset(operands):
+            found += [name] if name not in FREE else []
+            constants.update(results)
+        elif name == "mo.constant":
+            constants.update(results)
+    return found
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_a_vit_has_no_operations_on_constants(dynamic):
+    model = ViTConfig(3, (8, 8), (32, 32), 1, 32, 64, 4, dtype=torch.float32).instantiate().eval()
+    text = lowered(lambda x: model(x).visual_tokens, torch.randn(2, 3, 48, 32), dynamic=dynamic)
+    assert not folded(text)
+
+
+INDEX = torch.randint(0, 4, (5, 3), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.gather(1, INDEX),
+        lambda x: x.flip(0, 1),
+        lambda x: x.as_strided((2, 3), (1, 2), 1) + 1,
+        lambda x: x.tril() + x.triu(1),
+        lambda x: x.var(0),
+    ],
+    ids=["gather", "flip", "as_strided", "tril", "var"],
+)
+def test_static_positions_are_one_constant(function):
+    assert set(folded(lowered(function, torch.randn(6, 4), dynamic=False))) <= {"rmo.concat"}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x[1:, : x.shape[1] - 1],
+        lambda x: x[:, 2:5] + x[:, -3:],
+        lambda x: x[::2],
+        lambda x: x[x.shape[0] - 2 :],
+        lambda x: x.split([1, x.shape[0] - 1]),
+        lambda x: x.chunk(2, -1),
+    ],
+    ids=["from one", "negative", "steps", "from a size", "split", "chunk"],
+)
+def test_slices_by_sizes_need_no_values(function):
+    names = [name for _, name, _ in operations(lowered(function, torch.randn(8, 9), dynamic=True))]
+    assert "rmo.slice" in names
+    assert "rmo.mo.slice" not in names
