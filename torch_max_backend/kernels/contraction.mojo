@@ -22,7 +22,7 @@ comptime PANEL[dtype: DType] = TILES * VECTORS * WIDTH[dtype]
 """Columns of a panel."""
 comptime BLOCK_ROWS = 16 * ROWS
 """Rows of a block, at most."""
-comptime TASK_BLOCKS = 32
+comptime TASK_BLOCKS = 8
 """Blocks of a task, at most: rows of the left operand that panels in turn find in a cache."""
 comptime BLOCK_LINES = 512
 """Lines of the panel that are summed up at a time."""
