@@ -10,7 +10,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from tests.harness import FLOATS, INTS, Case, comparison, grouped, randn, short, strided, uniform
+from tests.harness import (
+    FLOATS,
+    HALVES,
+    INTS,
+    Case,
+    comparison,
+    grouped,
+    randn,
+    short,
+    strided,
+    uniform,
+)
 
 UNARY = {
     "abs": torch.abs,
@@ -111,7 +122,8 @@ GRAPH = 20  # cases that share a graph: fewer cost more graphs, more are fused i
 
 # Every kernel costs half a second of compile time, so dtypes, symbolic sizes and layouts vary
 # together: an op is tried in float32, in float64 where it is computed otherwise there (of
-# WITH_EDGES both are in edges), and the other variants take turns. OpInfo's samples
+# WITH_EDGES both are in edges), and the other variants take turns; half precision, which is float32
+# rounded, mostly with --thorough. OpInfo's samples
 # (test_ops_opinfo.py, most of them with --thorough) add bfloat16 and integers.
 VARIANTS = [
     (torch.float32, False, "contiguous", lambda i, name: name not in WITH_EDGES),
@@ -140,6 +152,7 @@ def floating() -> Iterator[Case]:
                     inputs,
                     dynamic=dynamic,
                     reference=_gelu_tanh if name == "gelu_tanh" else None,
+                    thorough=dtype in HALVES and layout == "contiguous",
                 )
 
 

@@ -32,22 +32,26 @@ struct Turn(Movable):
     var tasks: Tasks
     var task: Int
     var part: Int
-    var seen: Int
-    """Tasks, from the last one on, that this worker has looked at to help."""
+    var helps: Bool
+    """All tasks are begun: this worker goes through them from the last one on."""
 
     def __init__(out self, tasks: Tasks):
         self.tasks = tasks
         self.task = 0
         self.part = 0
-        self.seen = 0
+        self.helps = False
 
     def next_task(mut self) -> Bool:
         """Goes on to a part of another task, if there is one."""
-        while self.seen < self.tasks.count:
+        while not self.helps:
             self.task = Int(Atomic[Int64].fetch_add(self.tasks.taken, 1))
             if self.task >= self.tasks.count:
-                self.seen += 1
-                self.task = self.tasks.count - self.seen
+                self.helps = True
+                self.task = self.tasks.count if self.tasks.parts > 1 else 0
+            elif self.next_part():
+                return True
+        while self.task > 0:
+            self.task -= 1
             if self.next_part():
                 return True
         return False

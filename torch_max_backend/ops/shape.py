@@ -297,11 +297,11 @@ def positions(
     shape: Sequence[IntLike], strides: Sequence[IntLike], offset: IntLike, device: DeviceRef
 ) -> TensorValue:
     """int64 of a shape: ``offset + sum(index * stride)`` at each place."""
-    sizes, steps = [static(size) for size in shape], [static(step) for step in strides]
-    start = static(offset)
-    if None not in (*sizes, *steps, start) and math.prod(sizes) <= _LARGEST_CONSTANT:  # type: ignore
-        places = np.full(sizes, start)  # type: ignore[arg-type]
-        for step, index in zip(steps, np.indices(sizes), strict=True):  # type: ignore[arg-type]
+    known = [n for n in map(static, (*shape, *strides, offset)) if n is not None]
+    sizes, steps = known[: len(shape)], known[len(shape) : -1]
+    if len(known) == 2 * len(shape) + 1 and math.prod(sizes) <= _LARGEST_CONSTANT:
+        places = np.full(sizes, known[-1])
+        for step, index in zip(steps, np.indices(sizes), strict=True):
             places += step * index
         return ops.constant(places, DType.int64, device=device)
     result = dim_value(offset).to(device)
