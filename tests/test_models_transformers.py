@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,6 +38,8 @@ NAMES = {
 }
 # With a symbolic image size too, PyTorch itself takes minutes to reason about their windows.
 BATCH_ONLY = ("Swin", "Swin-padded")
+COVERED = ("DINOv2", "BEiT")
+"""With registers and with relative positions they have the same operators and more."""
 OTHER_DTYPES = {
     "DeiT": torch.float64,
     "DINOv2-registers": torch.bfloat16,
@@ -49,7 +52,7 @@ compile time. test_models_vit.py has one model in all of them."""
 def cases() -> Iterator[Case]:
     for name, (model, config, settings) in NAMES.items():
         built = getattr(transformers, model)(getattr(transformers, config)(**settings))
-        yield model_case(
+        case = model_case(
             name,
             built,
             images(2, 32),
@@ -58,6 +61,7 @@ def cases() -> Iterator[Case]:
             dynamic="batch" if name in BATCH_ONLY else True,
             others=[[images(3, 32)]],
         )
+        yield replace(case, thorough=name in COVERED)
     built = transformers.ViTMAEModel(transformers.ViTMAEConfig(**SIZES))
     yield model_case(
         "ViT-MAE",

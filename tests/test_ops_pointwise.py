@@ -123,8 +123,8 @@ GRAPH = 20  # cases that share a graph: fewer cost more graphs, more are fused i
 # Every kernel costs half a second of compile time, so dtypes, symbolic sizes and layouts vary
 # together: an op is tried in float32, in float64 where it is computed otherwise there (of
 # WITH_EDGES both are in edges), and the other variants take turns; half precision, which is float32
-# rounded, mostly with --thorough. OpInfo's samples
-# (test_ops_opinfo.py, most of them with --thorough) add bfloat16 and integers.
+# rounded, mostly with --thorough. OpInfo's samples (test_ops_opinfo.py, most of them with
+# --thorough) add bfloat16 and integers.
 VARIANTS = [
     (torch.float32, False, "contiguous", lambda i, name: name not in WITH_EDGES),
     (torch.float64, False, "contiguous", lambda i, name: i % 4 == 0 and name not in OWN_FORMS),
