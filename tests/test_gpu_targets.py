@@ -53,9 +53,7 @@ TARGETS = {
 
 @pytest.mark.gpu_target
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "architecture", [pytest.param("sm_80", marks=pytest.mark.thorough), "sm_90", "gfx942"]
-)
+@pytest.mark.parametrize("architecture", TARGETS)
 def test_a_vit_is_exported_for_a_gpu_that_is_not_here(architecture, tmp_path):
     from torch_max_backend import export, load, load_metadata_from_package
     from torch_max_backend.aot import package

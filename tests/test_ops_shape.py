@@ -72,6 +72,7 @@ MOVES = {
     "select_scatter": lambda x: x.select_scatter(x[:, 0] * 0, 1, 3),
     "select_scatter_last": lambda x: x.select_scatter(x[..., 0], 2, -1),
     "slice_scatter": lambda x: x.slice_scatter(x[:, :2], 1, 1, 5, 2),
+    "slice_scatter_before": lambda x: x.slice_scatter(x[:, 1:3], 1, -100, 2),
     "assign": lambda x: _assigned(x),
     "clone": lambda x: x.clone(),
     "contiguous": lambda x: x.contiguous(),

@@ -378,9 +378,8 @@ def diagonal(x: TensorValue, offset: int, dim1: int, dim2: int) -> TensorValue:
     x = permute(x, [*rest, rows, columns])
     height, width = list(x.shape)[-2:]
     x = reshape(x, [*list(x.shape)[:-2], height * width])
-    step = dim_value(width) + 1
-    first = dim_value(offset) if offset >= 0 else dim_value(width) * -offset
-    index = iota(expected_shape()[-1], x.device) * step.to(x.device) + first.to(x.device)
+    first = Dim(offset) if offset >= 0 else width * -offset
+    index = positions([expected_shape()[-1]], [width + 1], first, x.device)
     return ops.gather(x, index, x.rank - 1)
 
 
@@ -389,9 +388,7 @@ def unfold(x: TensorValue, dimension: int, size: int, step: int) -> TensorValue:
     if not x.rank:
         return reshape(x, [size])
     axis = normalize_dim(dimension, x.rank)
-    count = expected_shape()[axis]
-    starts = reshape(iota(count, x.device) * step, [count, 1])
-    index = starts + reshape(iota(size, x.device), [1, size])
+    index = positions([expected_shape()[axis], size], [step, 1], 0, x.device)
     out = ops.gather(x, index, axis)
     return permute(out, [*(i for i in range(out.rank) if i != axis + 1), axis + 1])
 
@@ -407,11 +404,16 @@ def write_slice(
     x: TensorValue, source: TensorValue, axis: int, start: IntLike, step: int, count: IntLike
 ) -> TensorValue:
     """x with ``source`` in place of ``x[start : start + count * step : step]`` along an axis."""
-    length = dim_value(x.shape[axis])
-    first = dim_value(start) if not (isinstance(start, int) and start < 0) else length + start
-    first = ops.min(first, length).to(x.device)
-    positions = iota(count, x.device) * as_tensor(step, DType.int64, x.device) + first
+    size, begin = static(x.shape[axis]), static(start)
     order = [axis, *[i for i in range(x.rank) if i != axis]]
-    index = reshape(positions, [count, 1])
+    if size is not None and begin is not None:
+        first = min(max(begin + size if begin < 0 else begin, 0), size)
+        index = positions([count, 1], [step, 0], first, x.device)
+    else:
+        length, value = dim_value(x.shape[axis]), dim_value(start)
+        if begin is not None and begin < 0:
+            value = ops.max(value + length, dim_value(0))
+        value = ops.min(value, length).to(x.device)
+        index = positions([count, 1], [step, 0], 0, x.device) + value
     out = ops.scatter_nd(permute(x, order), permute(source, order), index)
     return permute(out, sorted(range(x.rank), key=order.__getitem__))
