@@ -53,7 +53,10 @@ TARGETS = {
 
 @pytest.mark.gpu_target
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", TARGETS)
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(name, marks=() if name == "sm_90" else pytest.mark.thorough) for name in TARGETS],
+)
 def test_a_vit_is_exported_for_a_gpu_that_is_not_here(architecture, tmp_path):
     from torch_max_backend import export, load, load_metadata_from_package
     from torch_max_backend.aot import package

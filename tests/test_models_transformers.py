@@ -38,10 +38,10 @@ NAMES = {
 }
 # With a symbolic image size too, PyTorch itself takes minutes to reason about their windows.
 BATCH_ONLY = ("Swin", "Swin-padded")
-COVERED = ("DINOv2", "BEiT")
-"""With registers and with relative positions they have the same operators and more."""
+COVERED = ("DeiT", "DINOv2", "BEiT", "Swin")
+"""Relatives have the same operators and more: masks, registers, relative positions, padding."""
 OTHER_DTYPES = {
-    "DeiT": torch.float64,
+    "SigLIP": torch.float64,
     "DINOv2-registers": torch.bfloat16,
     "CLIP": torch.float16,
 }

@@ -46,7 +46,8 @@ def gathers() -> Iterator[Case]:
             ("cls_token", lambda x: x[torch.arange(5), torch.arange(5) % 7], x),
         ]
         for name, function, *inputs in in_turns(operations, place):
-            yield Case(f"{name}-{short(dtype)}", function, inputs, exact=True)
+            nearly = dtype in (torch.bfloat16, torch.bool)
+            yield Case(f"{name}-{short(dtype)}", function, inputs, exact=True, thorough=nearly)
     for kind in ("transposed", "sliced", "expanded"):
         x = strided(randn(5, 7, 6), kind)
         yield Case(f"index_middle-{kind}", lambda x, i: x[:, i], [x, INDEX], exact=True)
@@ -126,7 +127,8 @@ def scatters() -> Iterator[Case]:
                 inputs[1] = torch.tensor([4, 0, 2])
             elif name == "index_put":
                 inputs[1] = torch.tensor([-1, 0, 2])
-            yield Case(f"{name}-{short(dtype)}", function, inputs, scale="tensor")
+            nearly = dtype == torch.bfloat16
+            yield Case(f"{name}-{short(dtype)}", function, inputs, scale="tensor", thorough=nearly)
 
 
 def _added(x: torch.Tensor, index: torch.Tensor, source: torch.Tensor) -> torch.Tensor:

@@ -46,13 +46,13 @@ def test_matrices_resize_as_pytorch_does(options: dict, target: dict) -> None:
 
 def images() -> Iterator[Case]:
     x = randn(2, 3, 9, 7)
-    for (name, options), (size, target) in zip(MODES, SIZES.items(), strict=True):
-        yield Case(f"{name}-{size}", partial(F.interpolate, **options, **target), [x])
-    for size, target in SIZES.items():
-        for mode in ("nearest", "nearest-exact"):
-            yield Case(
-                f"{mode}-{size}", partial(F.interpolate, mode=mode, **target), [x], exact=True
-            )
+    for i, ((name, options), (size, target)) in enumerate(zip(MODES, SIZES.items(), strict=True)):
+        function = partial(F.interpolate, **options, **target)
+        yield Case(f"{name}-{size}", function, [x], thorough=i % 3 == 1)
+    for i, (size, target) in enumerate(SIZES.items()):
+        for j, mode in enumerate(("nearest", "nearest-exact")):
+            function = partial(F.interpolate, mode=mode, **target)
+            yield Case(f"{mode}-{size}", function, [x], exact=True, thorough=(i + j) % 2 == 1)
     for dtype in FLOATS[1:]:
         y = randn(2, 3, 9, 7, dtype=dtype)
         function = partial(F.interpolate, mode="bicubic", size=(4, 3))

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 
 from tests.harness import (
     FLOATS,
-    HALVES,
     INTS,
     Case,
     comparison,
@@ -122,9 +121,9 @@ GRAPH = 20  # cases that share a graph: fewer cost more graphs, more are fused i
 
 # Every kernel costs half a second of compile time, so dtypes, symbolic sizes and layouts vary
 # together: an op is tried in float32, in float64 where it is computed otherwise there (of
-# WITH_EDGES both are in edges), and the other variants take turns; half precision, which is float32
-# rounded, mostly with --thorough. OpInfo's samples (test_ops_opinfo.py, most of them with
-# --thorough) add bfloat16 and integers.
+# WITH_EDGES both are in edges), and the other variants take turns, mostly with --thorough: half
+# precision is float32 rounded. OpInfo's samples (test_ops_opinfo.py, most of them with --thorough)
+# add bfloat16 and integers.
 VARIANTS = [
     (torch.float32, False, "contiguous", lambda i, name: name not in WITH_EDGES),
     (torch.float64, False, "contiguous", lambda i, name: i % 4 == 0 and name not in OWN_FORMS),
@@ -152,7 +151,7 @@ def floating() -> Iterator[Case]:
                     inputs,
                     dynamic=dynamic,
                     reference=_gelu_tanh if name == "gelu_tanh" else None,
-                    thorough=dtype in HALVES and layout == "contiguous",
+                    thorough=dtype != torch.float32 and layout == "contiguous",
                 )
 
 
@@ -195,7 +194,8 @@ def integral() -> Iterator[Case]:
         for i, (name, function, *inputs) in enumerate(integer_operations(dtype)):
             wraps = name.startswith(("overflow", "pow")) and dtype in (torch.int8, torch.uint8)
             if place == 0 or wraps or (i + place) % 6 == 0:
-                yield Case(f"{name}-{short(dtype)}", function, inputs)
+                nearly = not (place == 0 or wraps)
+                yield Case(f"{name}-{short(dtype)}", function, inputs, thorough=nearly)
 
 
 def integer_operations(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
@@ -292,6 +292,7 @@ def edges() -> Iterator[Case]:
                 [x],
                 signed_zero=True,
                 reference=_gelu_tanh if name == "gelu_tanh" else None,
+                thorough=dtype == torch.float16,
             )
     for name, function in {**BINARY, "pow": torch.pow}.items():
         quotients = name in ("div_floor", "div_trunc", "floor_divide", "fmod", "remainder")

@@ -54,7 +54,7 @@ def _dims(name: str, dtype: torch.dtype) -> list[dict[str, Any]]:
 def floating() -> Iterator[Case]:
     for place, dtype in enumerate(FLOATS):
         x = randn(3, 5, 37, dtype=dtype)
-        make = partial(Case, scale="tensor")
+        make = partial(Case, scale="tensor", thorough=dtype in (torch.float64, torch.float16))
         for name, function in in_turns(SUMS.items(), place):
             for arguments in _dims(name, dtype):
                 keys = dict(arguments)
@@ -135,6 +135,7 @@ def symbolic() -> Iterator[Case]:
 def integral() -> Iterator[Case]:
     dtypes = (torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool)
     for place, dtype in enumerate(dtypes):  # int64 in full, the others take turns
+        make = partial(Case, scale="tensor", thorough=dtype not in (torch.int64, torch.bool))
         x = randn(4, 6, dtype=dtype)
         operations = {
             "sum": lambda x: x.sum(1),
@@ -150,7 +151,7 @@ def integral() -> Iterator[Case]:
             "mean-float": lambda x: x.mean(1, dtype=torch.float32),
         }
         for name, function in in_turns(operations.items(), place):
-            yield Case(f"{name}-{short(dtype)}", function, [x], scale="tensor")
+            yield make(f"{name}-{short(dtype)}", function, [x])
     yield Case("sum-overflow", lambda x: x.sum(dtype=torch.int8), [integers(50, high=9)])
 
 
