@@ -99,7 +99,15 @@ def cases() -> Iterator[Case]:
         yield model_case(name, model, images(2, 48, 32), results=_tokens, others=others)
     for dtype in FLOATS[1:]:
         model = ViTConfig(**(SIZES | OPTIONS["rope-srelu"])).instantiate()
-        case = model_case("rope-srelu", model, images(2, 48, 32), results=_tokens, dtype=dtype)
+        case = model_case(
+            "rope-srelu",
+            model,
+            images(2, 48, 32),
+            results=_tokens,
+            dtype=dtype,
+            dynamic="batch",
+            others=[[images(5, 48, 32)]],
+        )
         yield replace(case, thorough=dtype == torch.float64)
     yield model_case("heads", _Heads(), images(2, 32), results=lambda out: out)
     model = ViTConfig(**(SIZES | OPTIONS["rope-srelu"])).instantiate()

@@ -93,6 +93,7 @@ def symbolic() -> Iterator[Case]:
             [randn(2, 3, 9, 7)],
             dynamic=True,
             others=[[randn(3, 3, 4, 10)]],
+            thorough=mode == "bilinear",
         )
         yield Case(
             f"{mode}-antialias-to-dynamic" if mode != "nearest" else f"{mode}-to-dynamic",
@@ -100,6 +101,7 @@ def symbolic() -> Iterator[Case]:
             [randn(2, 3, 9, 7)],
             dynamic=True,
             others=[[randn(3, 3, 4, 10)]],
+            thorough=mode == "bicubic",
         )
 
 
