@@ -6,7 +6,7 @@ import pytest
 import sympy
 import torch
 from max.dtype import DType
-from max.graph import DeviceRef, Dim, Graph, StaticDim, SymbolicDim, TensorType
+from max.graph import DeviceRef, Dim, Graph, Module, StaticDim, SymbolicDim, TensorType
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
@@ -15,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 from torch.utils._sympy import functions as symbolic
 
+from tests.tracing import trace
 from torch_max_backend.dims import (
     dim_value,
     expression,
@@ -24,6 +25,8 @@ from torch_max_backend.dims import (
     to_int_or_dim,
 )
 from torch_max_backend.errors import MaxBackendError
+from torch_max_backend.graph_builder import build_graph
+from torch_max_backend.options import MaxOptions
 from torch_max_backend.symbolic_scalars import evaluate
 
 a, b = sympy.symbols("a b", integer=True, positive=True)
@@ -122,3 +125,19 @@ def test_symbolic_numbers_are_integers_where_they_are_integral() -> None:
         assert kind(symbolic.OpaqueUnaryFn_sqrt(a)) == DType.float64
         with pytest.raises(MaxBackendError, match="the symbolic number"):
             evaluate(symbolic.OpaqueUnaryFn_sin(a), lambda name: dim_value(Dim(name)))
+
+
+def test_scores_of_a_square_grid_are_reshaped() -> None:
+    """(batch, heads, n * n, n * n): MAX does not see that merging two axes keeps the others."""
+
+    def attention(x: torch.Tensor) -> torch.Tensor:
+        grid = x.unfold(2, 8, 8).unfold(3, 8, 8)  # (batch, 3, n, n, 8, 8)
+        patches = grid.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+        heads = patches.view(x.shape[0], patches.shape[1], 4, -1).transpose(1, 2)
+        return torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
+
+    # in float64 the scores are a tensor
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    graph_module = trace(attention, images, dynamic=True)
+    graph, _ = build_graph(graph_module, Module(), "g0", MaxOptions())
+    assert "rmo.reshape" in str(graph)
