@@ -45,7 +45,6 @@ FLOOR_ULPS = {torch.float64: 4.0, torch.float32: 4.0, torch.bfloat16: 1.0, torch
 """What is allowed where eager happens to be exact: the usual accuracy of math libraries; half
 precision is computed in float32 and rounded once, so one unit."""
 
-HALVES = (torch.float16, torch.bfloat16)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

@@ -49,7 +49,7 @@ def reshape(x: TensorValue, shape: Sequence[IntLike]) -> TensorValue:
     (2 * (n // 2) against n, several symbolic axes) every size gets a symbol of its own and the flat
     tensor is rebound to the other product, which is checked when it runs.
     """
-    target = _without_minus_one([Dim(d) for d in shape], list(x.shape))
+    target = _without_minus_one([Dim(d) for d in shape], x.shape)
     try:
         return ops.reshape(x, target)
     except ValueError:
@@ -61,16 +61,17 @@ def reshape(x: TensorValue, shape: Sequence[IntLike]) -> TensorValue:
     return ops.rebind(ops.reshape(flat, wanted), target)
 
 
-def _without_minus_one(target: list[Dim], sizes: list[Dim]) -> list[Dim]:
+def _without_minus_one(target: list[Dim], sizes: Iterable[Dim]) -> list[Dim]:
     """The target with what -1 stands for, where its other sizes are some of the tensor's own."""
     if Dim(-1) not in target:
         return target
+    rest = list(sizes)
     for size in target:
-        if size in sizes:
-            sizes.remove(size)
+        if size in rest:
+            rest.remove(size)
         elif size != Dim(-1):
             return target
-    return [element_count(sizes) if size == Dim(-1) else size for size in target]
+    return [element_count(rest) if size == Dim(-1) else size for size in target]
 
 
 def element_count(dims: Iterable[IntLike]) -> Dim:
