@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from torch_max_backend import compiler, max_backend
-from torch_max_backend.executable import CompiledGraph, _facts
+from torch_max_backend.executable import CompiledGraph
 
 
 class Program:
@@ -213,7 +213,7 @@ def test_a_dead_weight_is_released(program: Program) -> None:
     (graph,) = program.graphs["mlp"]
     check_mlp(program, torch.randn(3, 8))
     weights = [torch.randn_like(value) for value in program.modules["mlp"].state_dict().values()]
-    graph._bound = graph._bind_weights(weights, _facts(weights))
+    graph._bound = graph._bind_weights(weights)
     del weights[0]
     gc.collect()
     assert graph._bound is None

@@ -10,7 +10,6 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from max.graph import DeviceRef
 from torch.fx import GraphModule
 
 from torch_max_backend import profiling
+from torch_max_backend.bound_weights import BoundWeights
 from torch_max_backend.errors import InputError
 from torch_max_backend.signature import (
     ArgumentOutput,
@@ -41,49 +41,6 @@ def execute_buffers(model: Model, buffers: list[Buffer]) -> list[Buffer]:
     model of 150 weights; this is the call behind it.
     """
     return model._execute_device_tensors(buffers)
-
-
-Facts = tuple[list[int], list[torch.Size], list[tuple[int, ...]], list[torch.dtype]]
-
-
-def _facts(tensors: Sequence[torch.Tensor]) -> Facts:
-    """All that must still hold of tensors for buffers over them to be valid.
-
-    Dynamo's guards do not tell: they are skipped where a module's dictionary is unchanged.
-    """
-    return (
-        [*map(torch.Tensor.data_ptr, tensors)],
-        [*map(attrgetter("shape"), tensors)],
-        [*map(torch.Tensor.stride, tensors)],
-        [*map(attrgetter("dtype"), tensors)],
-    )
-
-
-class _BoundWeights:
-    """Buffers over the weights, and the facts under which they were made.
-
-    Never changed once made, so that threads need no lock. The buffers keep the memory of the
-    tensors alive, so that ``release`` is called when one of the tensors dies.
-
-    Args:
-        facts: of the weights.
-        buffers: one place for each input of the graph; None where it is bound at each call.
-        copied: the inputs of weights that are not contiguous, hence copied at each call.
-    """
-
-    def __init__(
-        self,
-        tensors: Sequence[torch.Tensor],
-        facts: Facts,
-        buffers: list[Any],
-        copied: list[int],
-        release: Callable[[Any], None],
-    ) -> None:
-        self.facts = facts
-        self.buffers = buffers
-        self.copied = copied
-        self.pointers = frozenset(facts[0])
-        self._owners = [weakref.ref(tensor, release) for tensor in tensors]
 
 
 class CompiledGraph:
@@ -127,7 +84,7 @@ class CompiledGraph:
             for slot, b in enumerate(signature.inputs)
             if b.kind != "tensor" or b.argument not in static
         ]
-        self._bound: _BoundWeights | None = None
+        self._bound: BoundWeights | None = None
         self._devices = [_torch_device(b.type.device) for b in signature.inputs]
         self._unbind = _plan_outputs(signature)
         self._symbols = list(signature.symbols.values())
@@ -194,10 +151,9 @@ class CompiledGraph:
     def _bind(self, args: list[Any]) -> tuple[list[Buffer], set[int]]:
         """Buffers over the arguments' memory, and the addresses at which tensors start."""
         weights = [args[position] for _, position in self._weights]
-        facts = _facts(weights)
         bound = self._bound
-        if bound is None or bound.facts != facts:
-            bound = self._bound = self._bind_weights(weights, facts)
+        if bound is None or not bound.are_valid_for(weights):
+            bound = self._bound = self._bind_weights(weights)
         buffers = bound.buffers.copy()
         for slot in bound.copied:
             buffers[slot] = self._bind_tensor(slot, args[self.signature.inputs[slot].argument])
@@ -212,7 +168,7 @@ class CompiledGraph:
                 buffers[slot] = _number_buffer(kind, args[position])
         return buffers, pointers
 
-    def _bind_weights(self, weights: Sequence[torch.Tensor], facts: Facts) -> _BoundWeights:
+    def _bind_weights(self, weights: Sequence[torch.Tensor]) -> BoundWeights:
         buffers: list[Any] = [None] * len(self._devices)
         copied = []
         for (slot, _), weight in zip(self._weights, weights, strict=True):
@@ -221,7 +177,7 @@ class CompiledGraph:
             else:
                 copied.append(slot)
         graph = weakref.ref(self)
-        return _BoundWeights(weights, facts, buffers, copied, lambda _: _release(graph))
+        return BoundWeights(weights, buffers, copied, lambda _: _release(graph))
 
     def _bind_tensor(self, slot: int, tensor: torch.Tensor) -> Buffer:
         device = self._devices[slot]
