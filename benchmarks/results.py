@@ -12,6 +12,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from torch_max_backend.replacing import replacing
+
 
 @dataclass
 class Row:
@@ -57,23 +59,16 @@ class Row:
 
 
 def write(folder: Path, environment: dict[str, Any], rows: Sequence[Row]) -> None:
-    """``results.json`` and ``results.csv``, each written beside and renamed."""
+    """``results.json`` and ``results.csv``."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"environment": environment, "rows": [asdict(row) for row in rows]}, indent=1)
-    _replace(folder / "results.json", text)
+    with replacing(folder / "results.json") as new:
+        new.write_text(text)
     names = [f.name for f in fields(Row) if f.name != "times"]
-    path = folder / "results.csv.new"
-    with path.open("w", newline="") as file:
+    with replacing(folder / "results.csv") as new, new.open("w", newline="") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-    path.replace(folder / "results.csv")
-
-
-def _replace(path: Path, text: str) -> None:
-    new = path.with_name(path.name + ".new")
-    new.write_text(text)
-    new.replace(path)
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Row]]:

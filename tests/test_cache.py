@@ -179,7 +179,7 @@ def test_a_folder_without_write_permission_costs_time_alone(folder, executable, 
     assert cache.load(KEY) is None
 
 
-@pytest.mark.parametrize("where", ["fdopen", "replace"])
+@pytest.mark.parametrize("where", [(Path, "write_bytes"), (os, "replace")], ids=["write", "move"])
 def test_a_full_disk_leaves_nothing_behind(folder, executable, caplog, monkeypatch, where):
     """Neither half an entry nor a temporary file."""
 
@@ -187,7 +187,7 @@ def test_a_full_disk_leaves_nothing_behind(folder, executable, caplog, monkeypat
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
-        patched.setattr(cache.os, where, fail)
+        patched.setattr(*where, fail)
         cache.store(KEY, executable, [0], ["graph0"])
     assert "No space left on device" in caplog.text
     assert stored(folder) == []
@@ -200,7 +200,7 @@ def test_an_interrupt_leaves_no_temporary_file(folder, executable, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(cache.os, "replace", interrupt)
+        patched.setattr(os, "replace", interrupt)
         with pytest.raises(KeyboardInterrupt):
             cache.store(KEY, executable, [0], [])
     assert stored(folder) == []
@@ -216,7 +216,7 @@ def test_the_entry_appears_at_once_or_not(folder, executable, monkeypatch):
         assert Path(source).parent == Path(target).parent, "a rename across disks is a copy"
         replace(source, target)
 
-    monkeypatch.setattr(cache.os, "replace", spy)
+    monkeypatch.setattr(os, "replace", spy)
     cache.store(KEY, executable, [0], [])
     assert seen == [(False, path_of(folder).stat().st_size)]
 

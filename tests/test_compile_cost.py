@@ -66,8 +66,15 @@ INDEX = torch.randint(0, 4, (5, 3), generator=torch.Generator().manual_seed(0))
         lambda x: x.unfold(0, 3, 2) + 1,
         lambda x: x.slice_scatter(x[:, 1:2], 1, -2, -1),
         lambda x: x.var(0),
+        lambda x: x[:, [2, 0]],
+        lambda x: x[[0, 2, -1]],
+        lambda x: x[[0, -1], [[1], [2]]],
+        lambda x: x.index_put((torch.tensor([0, -2]),), x[0]),
     ],
-    ids=["gather", "flip", "as_strided", "tril", "diagonal", "unfold", "slice_scatter", "var"],
+    ids=[
+        *["gather", "flip", "as_strided", "tril", "diagonal", "unfold", "slice_scatter", "var"],
+        *["columns", "negative rows", "points", "index_put"],
+    ],
 )
 def test_static_positions_are_one_constant(function):
     assert not folded(lowered(function, torch.randn(6, 4), dynamic=False))

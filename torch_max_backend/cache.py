@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from torch_max_backend import flags
+from torch_max_backend.replacing import replacing
 
 log = logging.getLogger(__name__)
 _SUFFIX = ".max"
@@ -81,7 +81,10 @@ def store(key: str, executable: bytes, order: Sequence[int], graphs: Sequence[st
     head: dict[str, Any] = {"format": _FORMAT, "key": key, "order": list(order)}
     head["sha256"] = _checksum(head, executable)
     try:
-        _write(_path(key), json.dumps(head).encode() + b"\n" + executable)
+        path = _path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as new:
+            new.write_bytes(json.dumps(head).encode() + b"\n" + executable)
         for graph in graphs:
             marker = _marker(graph)
             marker.parent.mkdir(parents=True, exist_ok=True)
@@ -119,18 +122,6 @@ def _checksum(head: Mapping[str, Any], executable: bytes) -> str:
 
 def _marker(graph: str) -> Path:
     return directory() / "graphs" / graph
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        _remove(Path(temporary))
-        raise
 
 
 def _shrink(limit: int) -> None:

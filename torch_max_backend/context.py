@@ -107,6 +107,16 @@ def strided_operand(index: int) -> Strided | None:
     return Strided(_values.get()[view.base], strides, to_int_or_dim(view.offset))
 
 
+def constant_of(value: TensorValue) -> torch.Tensor | None:
+    """The numbers of a value that is a constant of the graph; None where only a run tells them."""
+    for node, lowered in _values.get({}).items():
+        if lowered is value and node.op == "get_attr":
+            with real_tensors():
+                constant: torch.Tensor = getattr(node.graph.owning_module, str(node.target))
+                return constant.detach().cpu()
+    return None
+
+
 def operand_is_zero(index: int) -> bool:
     """Whether an argument of the node is the number 0 or a tensor filled with it."""
     node = _node.get(None)

@@ -12,11 +12,13 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from torch_max_backend import flags
+from torch_max_backend.replacing import replacing
 
 PHASES = ("trace", "build", "cache", "compile", "load", "bind", "run", "unbind")
 
@@ -110,10 +112,8 @@ def _column(rows: list[list[Any]], index: int) -> Any:
 
 def write_trace(path: str) -> None:
     """Writes the timings as a Chrome trace (chrome://tracing, Perfetto)."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with _lock, open(temporary, "w") as file:
+    with _lock, replacing(Path(path)) as new, new.open("w") as file:
         json.dump({"traceEvents": _events}, file)
-    os.replace(temporary, path)
 
 
 def report_at_exit() -> None:

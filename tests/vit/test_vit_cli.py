@@ -237,6 +237,8 @@ def test_infer_faults(files: Path, tmp_path: Path):
     assert "is no device" in fault(*model, "--device", "gpu0")
     assert "float32" in fault(*model, "--dtype", "float16")
     assert "is not a package" in fault("infer", "--model", text)
+    assert "neither .safetensors nor .npz" in fault(*model, "--output", tmp_path / "a.csv")
+    assert "there is no folder" in fault(*model, "--output", tmp_path / "none" / "a.npz")
 
 
 def test_export_faults(files: Path, tmp_path: Path):

@@ -183,7 +183,9 @@ def _write(
 
     Its name has their checksum: until the new package stands, an old one keeps the weights it had.
     """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    with tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+    ) as folder:
         file = Path(folder) / package.WEIGHTS
         write_weights(constants, file)
         beside = None

@@ -13,13 +13,11 @@ is ever extracted to the disk.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import mmap
 import os
 import struct
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,6 +30,7 @@ from torch_max_backend.errors import (
     PackageNotFoundError,
     PackageVersionError,
 )
+from torch_max_backend.replacing import replacing
 
 FORMAT = 1
 VERSION = "version"
@@ -55,30 +54,13 @@ def write(path: Path, model_name: str, members: Mapping[str, bytes | Path]) -> N
     Raises:
         ExportError: the file cannot be written; what was there before is untouched.
     """
-    temporary: str | None = None
     try:
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
-        )
-        with os.fdopen(handle, "wb") as file:
+        with replacing(path) as new, new.open("wb") as file:
             _write_zip(file, model_name, members)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-        temporary = None
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error}; nothing was changed there") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write_zip(file: Any, model_name: str, members: Mapping[str, bytes | Path]) -> None:

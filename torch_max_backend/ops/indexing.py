@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from max.dtype import DType
 from max.graph import Dim, TensorValue, ops
 
-from torch_max_backend.context import expected_shape
-from torch_max_backend.dims import IntLike, dim_value, new_symbol
+from torch_max_backend.context import constant_of, expected_shape, real_tensors
+from torch_max_backend.dims import IntLike, dim_value, new_symbol, static
 from torch_max_backend.ops.shape import (
     broadcast,
     normalize_dim,
@@ -21,9 +22,42 @@ from torch_max_backend.ops.shape import (
 
 def as_index(index: TensorValue, size: Dim) -> TensorValue:
     """int64 indices with the negative ones counted from the end."""
+    known = _known_index(index, size)
+    if known is not None:
+        return ops.constant(known, DType.int64, device=index.device)
     index = index if index.dtype == DType.int64 else ops.cast(index, DType.int64)
     length = dim_value(size).to(index.device)
     return ops.where(index < 0, index + length, index)
+
+
+def _known_index(index: TensorValue, size: Dim) -> torch.Tensor | None:
+    """The numbers of ``as_index`` where they are known while compiling.
+
+    MAX folds what is computed from constants too, by compiling a kernel for each operator.
+    """
+    constant = constant_of(index)
+    if constant is None:
+        return None
+    with real_tensors():
+        constant = constant.long()
+        if not (constant < 0).any():
+            return constant
+        length = static(size)
+        return None if length is None else torch.where(constant < 0, constant + length, constant)
+
+
+def _points(
+    indices: Sequence[TensorValue], sizes: Sequence[Dim], shape: Sequence[Dim]
+) -> TensorValue:
+    """(*shape, len(indices)): the indices of several axes, broadcast against each other."""
+    known = [_known_index(index, size) for index, size in zip(indices, sizes, strict=True)]
+    numbers = [index for index in known if index is not None]
+    if len(numbers) == len(known):
+        with real_tensors():
+            points = torch.stack(torch.broadcast_tensors(*numbers), -1)
+        return ops.constant(points, DType.int64, device=indices[0].device)
+    chosen = [as_index(index, size) for index, size in zip(indices, sizes, strict=True)]
+    return stack([broadcast(index, shape) for index in chosen], -1)
 
 
 def _coordinates_of_masks(indices: Sequence[TensorValue | None]) -> list[TensorValue | None]:
@@ -48,16 +82,16 @@ def index_tensor(x: TensorValue, indices: Sequence[TensorValue | None]) -> Tenso
     """
     indices = _coordinates_of_masks(indices)
     axes = [axis for axis, index in enumerate(indices) if index is not None]
-    chosen = [as_index(indices[axis], x.shape[axis]) for axis in axes]
+    chosen = [index for index in indices if index is not None]
     if len(axes) == 1:
-        return ops.gather(x, chosen[0], axes[0])
+        return ops.gather(x, as_index(chosen[0], x.shape[axes[0]]), axes[0])
     rest = [axis for axis in range(x.rank) if axis not in axes]
     rank = max(index.rank for index in chosen)
     adjacent = axes == list(range(axes[0], axes[0] + len(axes)))
     place = axes[0] if adjacent else 0
     shape = expected_shape()[place : place + rank]
-    stacked = stack([broadcast(index, shape) for index in chosen], -1)
-    out = ops.gather_nd(permute(x, [*axes, *rest]), stacked)
+    points = _points(chosen, [x.shape[axis] for axis in axes], shape)
+    out = ops.gather_nd(permute(x, [*axes, *rest]), points)
     order = [*range(rank, rank + place), *range(rank), *range(rank + place, out.rank)]
     return permute(out, order)
 
@@ -129,14 +163,14 @@ def index_put(
     indices = _coordinates_of_masks(indices)
     axes = [axis for axis, index in enumerate(indices) if index is not None]
     rest = [axis for axis in range(x.rank) if axis not in axes]
-    chosen = [as_index(indices[axis], x.shape[axis]) for axis in axes]
+    chosen = [index for index in indices if index is not None]
     rank = max(index.rank for index in chosen)
     widest = [Dim(1)] * rank
     for index in chosen:
         for i, size in enumerate(reversed(list(index.shape))):
             if size != Dim(1):
                 widest[rank - 1 - i] = size
-    stacked = stack([broadcast(index, widest) for index in chosen], -1)
+    points = _points(chosen, [x.shape[axis] for axis in axes], widest)
     adjacent = axes == list(range(axes[0], axes[0] + len(axes)))
     place = axes[0] if adjacent else 0
     kept = [x.shape[axis] for axis in rest]
@@ -144,7 +178,7 @@ def index_put(
     to_front = [*range(place, place + rank), *range(place), *range(place + rank, full.rank)]
     order = [*axes, *rest]
     reduce = "add" if accumulate else None
-    out = _scatter(permute(x, order), permute(full, to_front), stacked, reduce)
+    out = _scatter(permute(x, order), permute(full, to_front), points, reduce)
     return permute(out, sorted(range(x.rank), key=order.__getitem__))
 
 

@@ -15,6 +15,7 @@ import click
 from tabulate import tabulate
 
 from torch_max_backend.cli.output import first_line, format_option, progress, show, working
+from torch_max_backend.replacing import replacing
 from vit.cli.components import components
 from vit.cli.measuring import PASS_MODES, BenchmarkCase, measure_apart
 from vit.cli.parameters import FILE, Device, read_config
@@ -130,20 +131,19 @@ def _text(content: dict[str, Any]) -> str:
 
 
 def _write(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
-    """``results.json`` and ``results.csv``, each written beside and renamed."""
+    """``results.json`` and ``results.csv``."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         written = []
         for name in ("results.json", "results.csv"):
-            new = folder / f"{name}.new"
-            with new.open("w", newline="") as file:
+            with replacing(folder / name) as new, new.open("w", newline="") as file:
                 if name.endswith("json"):
                     json.dump(list(rows), file, indent=1)
                 elif rows:
                     writer = csv.DictWriter(file, list(rows[0]))
                     writer.writeheader()
                     writer.writerows(rows)
-            written.append(new.replace(folder / name))
+            written.append(folder / name)
     except OSError as error:
         raise click.ClickException(f"--output-dir {folder}: {error}") from None
     return written

@@ -16,6 +16,7 @@ import click
 from tabulate import tabulate
 
 from torch_max_backend.cli.output import first_line, format_option, progress, show, working
+from torch_max_backend.replacing import replacing
 from vit.cli.component_times import COMPONENTS, ComponentRun, measure_components
 from vit.cli.parameters import FILE, Device, read_config
 
@@ -71,8 +72,8 @@ def run(
         path = _baseline(baseline_dir, save)
         try:
             baseline_dir.mkdir(parents=True, exist_ok=True)
-            path.with_suffix(".new").write_text(json.dumps(found, indent=1))
-            path.with_suffix(".new").replace(path)
+            with replacing(path) as new:
+                new.write_text(json.dumps(found, indent=1))
         except OSError as error:
             raise click.ClickException(f"--save {save}: {error}") from None
         progress(f"saved as {path}")

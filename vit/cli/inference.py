@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torch_max_backend.aot.loaded import MaxCompiledModel
 from torch_max_backend.aot.metadata import TensorSpec
+from torch_max_backend.replacing import replacing
 from vit.images import ImageError, image_size, read_image
 
 
@@ -100,19 +101,40 @@ def top_classes(logits: Tensor, files: Sequence[Path], count: int) -> list[dict[
     ]
 
 
+def check_features_file(path: Path) -> None:
+    """Before anything runs, so that no result is lost.
+
+    Raises:
+        click.BadParameter: not a file that write_features writes.
+    """
+    if path.suffix not in (".safetensors", ".npz"):
+        raise click.BadParameter(
+            f"{path} ends in neither .safetensors nor .npz", param_hint="--output"
+        )
+    if not path.parent.is_dir():
+        raise click.BadParameter(
+            f"there is no folder {path.parent}; make it first", param_hint="--output"
+        )
+
+
 def write_features(features: Tensor, path: Path) -> None:
     """As .safetensors or .npz, under the name "features".
 
     Raises:
-        click.BadParameter: another suffix.
+        click.ClickException: the file cannot be written.
     """
-    if path.suffix == ".safetensors":
-        from safetensors.torch import save_file
+    from safetensors import SafetensorError
 
-        save_file({"features": features.cpu().contiguous()}, path)
-    elif path.suffix == ".npz":
-        import numpy as np
+    try:
+        with replacing(path) as new:
+            if path.suffix == ".safetensors":
+                from safetensors.torch import save_file
 
-        np.savez(path, features=features.cpu().float().numpy())
-    else:
-        raise click.BadParameter(f"{path} ends in neither .safetensors nor .npz")
+                save_file({"features": features.cpu().contiguous()}, new)
+            else:
+                import numpy as np
+
+                with new.open("wb") as file:
+                    np.savez(file, features=features.cpu().float().numpy())
+    except (OSError, SafetensorError) as error:
+        raise click.ClickException(f"--output {path}: {error}") from None

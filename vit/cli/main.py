@@ -211,6 +211,8 @@ def infer(
 
     if image and shape:
         raise click.UsageError("--image and --shape exclude each other")
+    if output is not None:
+        inference.check_features_file(output)
     try:
         loaded = load(model, device=device)
         spec = loaded.input_specs[0]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch_max_backend.cli.output import progress
+from torch_max_backend.replacing import replacing
 
 COLOURS = {"max": "#d1495b", "eager": "#8d99ae", "inductor": "#2e4057"}
 PLOTS = {
@@ -57,7 +58,8 @@ def write_plots(folder: Path, rows: Sequence[dict[str, Any]], formats: Sequence[
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
         for suffix in formats:
             path = folder / f"{name}.{suffix}"
-            figure.savefig(path)
+            with replacing(path) as new:
+                figure.savefig(new, format=suffix)
             written.append(path)
         pyplot.close(figure)
     return written
