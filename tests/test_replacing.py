@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from torch_max_backend.replacing import replacing
 
@@ -25,6 +27,14 @@ def test_the_file_appears_when_it_is_whole(tmp_path: Path) -> None:
         assert path.read_text() == "old" and new.parent == tmp_path
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_others_may_read_what_safetensors_writes(tmp_path: Path) -> None:
+    plain, path = tmp_path / "plain", tmp_path / "a.safetensors"
+    plain.touch()
+    with replacing(path) as new:
+        save_file({"a": torch.zeros(2)}, new)
+    assert path.stat().st_mode == plain.stat().st_mode
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])

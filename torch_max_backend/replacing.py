@@ -16,7 +16,8 @@ _LEFT_BEHIND = 24 * 3600  # seconds after which a writer is taken for dead
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A new path beside ``path`` to write to; it takes that place when the block ends without an
-    error and is removed otherwise.
+    error and is removed otherwise. Its mode is that of any new file; safetensors, which writes one
+    of its own, lets nobody else read it.
 
     Raises:
         OSError: the file cannot be moved to its place; what was there before is untouched.
@@ -24,7 +25,10 @@ def replacing(path: Path) -> Iterator[Path]:
     remove_left_behind(path)
     temporary = path.with_name(f"{_prefix(path)}{os.urandom(6).hex()}.tmp")
     try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):  # FileNotFoundError once it was moved

@@ -339,6 +339,7 @@ def test_weights_beside(model: Model, tmp_path: Path):
     path = tmp_path / "model.max"
     made = export(model, (example(), EXTRA), path=path, dynamic_shapes=SHAPES, weights="beside")
     assert made.weights is not None and made.weights.name.endswith(".safetensors")
+    assert made.weights.stat().st_mode == path.stat().st_mode, "another user may read both"
     assert set(tmp_path.iterdir()) == {path, made.weights}
     with zipfile.ZipFile(path) as archive:
         assert not any("weights" in name for name in archive.namelist())

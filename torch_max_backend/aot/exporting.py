@@ -42,6 +42,7 @@ from torch_max_backend.dims import expression
 from torch_max_backend.errors import ExportError, PackageError
 from torch_max_backend.options import MaxOptions
 from torch_max_backend.passes import run_passes
+from torch_max_backend.replacing import replacing
 from torch_max_backend.signature_reading import read_signature
 from torch_max_backend.size_trees import to_tree
 from torch_max_backend.sizes import generic_sizes
@@ -193,7 +194,8 @@ def _write(
             digest = _sha256(file)
             beside = path.with_name(f"{path.name}.{digest[:12]}.safetensors")
             metadata["weights_beside"] = {"file": beside.name, "sha256": digest}
-            file.replace(beside)
+            with replacing(beside) as new:
+                file.replace(new)
         else:
             members[package.WEIGHTS] = file
         members[package.METADATA] = package.to_text(metadata)
