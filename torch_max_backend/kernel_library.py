@@ -6,8 +6,10 @@ compilation on a machine, which takes 3 s, and kept beside the compile cache.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import shutil
 import tempfile
 from functools import cache as memoize
 from importlib.metadata import version
@@ -41,6 +43,7 @@ def kernel_library() -> Path:
     except OSError as error:  # as the compile cache: costs time, not results
         log.warning("cannot keep the kernels in %s, made for one process: %s", folder, error)
         folder = Path(tempfile.mkdtemp(prefix="torch_max_backend_kernels_"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         library = folder / _NAME
     _precompile(library)
     return library
