@@ -8,12 +8,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from benchmarks import resident
 
@@ -87,6 +90,7 @@ class Worker:
 
 def _serve(pipe: Connection, contestant: str, case: Any, folder: Path, threads: int) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
+    tqdm.set_lock(threading.RLock())  # the lock it would make itself outlives os._exit
     commands = _Commands(contestant, case, folder, threads)
     while True:
         try:
