@@ -282,6 +282,17 @@ def test_benchmark(files: Path):
     assert (files / "measured/results.csv").read_text().splitlines()[1].startswith("vit,3,32x24")
 
 
+def test_benchmark_measures_without_the_compiler(monkeypatch):
+    """Its memory stays in the process that compiled."""
+    calls = []
+    monkeypatch.setattr(measuring, "_apart", lambda function, case: calls.append(function.__name__))
+    for backend in ("eager", "max"):
+        measuring.measure_apart(
+            measuring.BenchmarkCase(Path("vit.yaml"), 1, None, "forward", backend, "cpu", 1, 1, 1)
+        )
+    assert calls == ["measure", "_run_once", "measure"]
+
+
 @pytest.mark.parametrize("mode", ["backward", "forward_backward"])
 def test_benchmark_of_training(files: Path, monkeypatch, mode: str):
     monkeypatch.setattr("vit.cli.benchmark.measure_apart", measuring.measure)
