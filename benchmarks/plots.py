@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import Row, read
+from torch_max_backend.replacing import replacing
 
 COLOURS = {
     "max": "#d1495b",
@@ -112,7 +113,8 @@ def _save(folder: Path, name: str, figure: Any, axes: Any) -> Path:
 
     axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     path = folder / (name.replace(", ", "-").replace(" ", "-") + ".svg")
-    figure.savefig(path)
+    with replacing(path) as new:
+        figure.savefig(new, format="svg")
     pyplot.close(figure)
     return path
 

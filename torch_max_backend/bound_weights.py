@@ -10,11 +10,11 @@ import torch
 from torch._C._dynamo.guards import TensorGuards
 
 
-def pointers_of(tensors: Sequence[torch.Tensor]) -> list[int]:
+def _pointers_of(tensors: Sequence[torch.Tensor]) -> list[int]:
     return [*map(torch.Tensor.data_ptr, tensors)]
 
 
-def metadata_check(tensors: Sequence[torch.Tensor]) -> Callable[..., bool]:
+def _metadata_check(tensors: Sequence[torch.Tensor]) -> Callable[..., bool]:
     """A function of as many tensors: whether each has the class, dtype, device, shape and strides
     of its predecessor here. Also false where autograd's or autocast's mode is another one.
 
@@ -46,10 +46,10 @@ class BoundWeights:
     ) -> None:
         self.buffers = buffers
         self.copied = copied
-        self._pointers = pointers_of(tensors)
-        self._same_metadata = metadata_check(tensors)
+        self._pointers = _pointers_of(tensors)
+        self._same_metadata = _metadata_check(tensors)
         self.pointers = frozenset(self._pointers)
         self._owners = [weakref.ref(tensor, release) for tensor in tensors]
 
     def are_valid_for(self, tensors: Sequence[torch.Tensor]) -> bool:
-        return self._pointers == pointers_of(tensors) and self._same_metadata(*tensors)
+        return self._pointers == _pointers_of(tensors) and self._same_metadata(*tensors)
