@@ -135,6 +135,11 @@ def told_by_the_data(x: torch.Tensor) -> tuple[Any, ...]:
     )
 
 
+def negative_view() -> torch.Tensor:
+    """A tensor whose memory holds the negatives of its numbers, and which is contiguous."""
+    return torch.randn(1, dtype=torch.complex64).conj().imag
+
+
 def attend(x: torch.Tensor) -> torch.Tensor:
     return nn.functional.scaled_dot_product_attention(x, x + 1, x * 2, is_causal=True)
 
@@ -148,6 +153,7 @@ def program() -> Program:
         traced.add("mlp", Mlp().eval(), torch.randn(3, 8))
         traced.add("layouts", layouts, torch.randn(4, 6))
         traced.add("strided", lambda x: x.exp() + x, torch.randn(6, 4).t())
+        traced.add("negative", lambda x: x * 2 + 1, negative_view())
         traced.add("sizes", sizes, torch.randn(3, 5), 7, 0.5, dynamic=True)
         with torch._dynamo.config.patch(
             capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True
@@ -260,6 +266,13 @@ def test_strided_inputs(program: Program) -> None:
     for x in (torch.randn(6, 4).t(), torch.randn(6, 4).t().clone().t().contiguous().t()):
         with torch.no_grad():
             torch.testing.assert_close(program["strided"](x), x.exp() + x)
+
+
+def test_input_with_the_negative_bit(program: Program) -> None:
+    x = negative_view()
+    assert x.is_neg() and x.is_contiguous()
+    with torch.no_grad():
+        torch.testing.assert_close(program["negative"](x), x * 2 + 1)
 
 
 def test_unaligned_input(program: Program) -> None:

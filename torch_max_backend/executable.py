@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.fx import GraphModule
 from torch_max_backend import profiling
 from torch_max_backend.bound_weights import BoundWeights
 from torch_max_backend.errors import InputError
+from torch_max_backend.memory_sharing import buffer_of, is_shareable, tensor_of
 from torch_max_backend.signature import (
     ArgumentOutput,
     GraphSignature,
@@ -84,6 +86,7 @@ class CompiledGraph:
             for slot, b in enumerate(signature.inputs)
             if b.kind != "tensor" or b.argument not in static
         ]
+        self._select_weights = _selection([position for _, position in self._weights])
         self._bound: BoundWeights | None = None
         self._devices = [_torch_device(b.type.device) for b in signature.inputs]
         self._unbind = _plan_outputs(signature)
@@ -124,17 +127,17 @@ class CompiledGraph:
                 return answer
         if self._profile:
             return self._timed_call(model, args)
-        buffers, pointers = self._bind(args)
+        buffers, addresses = self._bind(args)
         results = self._run(model, buffers)
-        return self._finish(results, args, pointers)
+        return self._finish(results, args, addresses)
 
     def _timed_call(self, model: Model, args: list[Any]) -> list[Any]:
         times = [time.perf_counter()]
-        buffers, pointers = self._bind(args)
+        buffers, addresses = self._bind(args)
         times.append(time.perf_counter())
         results = self._run(model, buffers)
         times.append(time.perf_counter())
-        outputs = self._finish(results, args, pointers)
+        outputs = self._finish(results, args, addresses)
         times.append(time.perf_counter())
         for i, name in enumerate(("bind", "run", "unbind")):
             profiling.record(self.name, name, times[i], times[i + 1])
@@ -148,31 +151,31 @@ class CompiledGraph:
         self._streams.after_run()
         return results
 
-    def _bind(self, args: list[Any]) -> tuple[list[Buffer], set[int]]:
+    def _bind(self, args: list[Any]) -> tuple[list[Buffer], Sequence[Container[int]]]:
         """Buffers over the arguments' memory, and the addresses at which tensors start."""
-        weights = [args[position] for _, position in self._weights]
+        weights = self._select_weights(args)
         bound = self._bound
         if bound is None or not bound.are_valid_for(weights):
             bound = self._bound = self._bind_weights(weights)
         buffers = bound.buffers.copy()
         for slot in bound.copied:
             buffers[slot] = self._bind_tensor(slot, args[self.signature.inputs[slot].argument])
-        pointers = set(bound.pointers)
+        starts = []
         for slot, position, kind in self._inputs:
             if kind == "tensor":
-                pointers.add(args[position].data_ptr())
+                starts.append(args[position].data_ptr())
                 buffers[slot] = self._bind_tensor(slot, args[position])
             elif kind == "seed":
                 buffers[slot] = _seed_buffer()
             else:
                 buffers[slot] = _number_buffer(kind, args[position])
-        return buffers, pointers
+        return buffers, (bound.pointers, starts)
 
     def _bind_weights(self, weights: Sequence[torch.Tensor]) -> BoundWeights:
         buffers: list[Any] = [None] * len(self._devices)
         copied = []
         for (slot, _), weight in zip(self._weights, weights, strict=True):
-            if weight.is_contiguous():
+            if is_shareable(weight):
                 buffers[slot] = self._bind_tensor(slot, weight)
             else:
                 copied.append(slot)
@@ -187,14 +190,15 @@ class CompiledGraph:
                 f"{tensor.device}, the graph was compiled for {device}; move it there with "
                 f".to({str(device)!r})"
             )
-        # detached: a weight's own object must not be kept alive by its buffer
-        return Buffer.from_dlpack(tensor.detach().contiguous())
+        return buffer_of(tensor)
 
-    def _finish(self, results: list[Buffer], args: list[Any], pointers: set[int]) -> list[Any]:
+    def _finish(
+        self, results: list[Buffer], args: list[Any], addresses: Sequence[Container[int]]
+    ) -> list[Any]:
         symbols = [args[i] if axis is None else args[i].shape[axis] for i, axis in self._symbols]
         if self.signature.computed:
             count = len(results) - len(self.signature.computed)
-            symbols += [torch.from_dlpack(number).item() for number in results[count:]]
+            symbols += [tensor_of(number).item() for number in results[count:]]
             for holds, message in self._checks:
                 if not holds(*symbols):
                     raise RuntimeError(message)
@@ -202,9 +206,10 @@ class CompiledGraph:
         index = 0
         for output, unbind in zip(self.signature.outputs, self._unbind, strict=True):
             if isinstance(output, TensorOutput):
-                tensor = torch.from_dlpack(results[index])
+                tensor = tensor_of(results[index])
                 index += 1
-                if tensor.data_ptr() in pointers and tensor.numel():
+                start = tensor.data_ptr()
+                if any(start in starts for starts in addresses) and tensor.numel():
                     tensor = tensor.clone()  # the graph handed an input on: torch expects a copy
                 outputs.append(tensor if unbind is None else unbind(tensor, symbols))
             elif isinstance(output, ArgumentOutput):
@@ -218,6 +223,13 @@ class CompiledGraph:
                 outputs.append(None)
         args.clear()
         return outputs
+
+
+def _selection(positions: Sequence[int]) -> Callable[[list[Any]], Sequence[Any]]:
+    """Those items of a list; ``itemgetter`` gives the item itself where there is but one."""
+    if len(positions) > 1:
+        return itemgetter(*positions)
+    return lambda args: [args[position] for position in positions]
 
 
 def _release(reference: weakref.ref[CompiledGraph]) -> None:
@@ -235,13 +247,13 @@ def _torch_device(ref: DeviceRef) -> torch.device:
 
 def _number_buffer(kind: str, value: int | float) -> Buffer:
     if kind == "size":
-        return Buffer.from_dlpack(torch.empty(int(value), 0, dtype=torch.bool))
+        return buffer_of(torch.empty(int(value), 0, dtype=torch.bool))
     dtype = torch.int64 if isinstance(value, int) else torch.float64
-    return Buffer.from_dlpack(torch.tensor(value, dtype=dtype))
+    return buffer_of(torch.tensor(value, dtype=dtype))
 
 
 def _seed_buffer() -> Buffer:
-    return Buffer.from_dlpack(torch.randint(0, 1 << 62, (1,)).view(torch.uint64))
+    return buffer_of(torch.randint(0, 1 << 62, (1,)).view(torch.uint64))
 
 
 Unbind = Callable[[torch.Tensor | None, Sequence[int]], Any]
