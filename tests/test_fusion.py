@@ -82,7 +82,7 @@ def test_bias_activation_and_residual_join_their_matmul(kernels: list[list[str]]
     matmuls = [names for names in kernels if "torch_max_backend.linear" in names]
     assert len(matmuls) == 4  # patches, qkv, out, fc2
     assert all("mo.add" in names for names in matmuls)
-    assert len(_with(kernels, "torch_max_backend.linear_gelu")) == 1
+    assert len(_with(kernels, "torch_max_backend.biased_linear")) == 1
     assert not _with(kernels, "mo.gelu")
 
 

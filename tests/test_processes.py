@@ -246,7 +246,7 @@ def test_verbose_shows_the_graphs_and_the_kernels(cold):
     (addmm,) = [line for line in counts.splitlines() if line.startswith("aten.addmm.default")]
     assert addmm.split()[-1] == "1", "operators are counted"
     kernels = text[text.index("fused kernels of") :]
-    assert "custom__torch_max_backend.linear_gelu" in kernels
+    assert "custom__torch_max_backend.biased_linear" in kernels
 
 
 def test_without_flags_the_process_is_silent(start, cold):

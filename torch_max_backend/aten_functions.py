@@ -1012,7 +1012,8 @@ def torch_max_backend_linear_gelu(
     input: TensorValue, weight: TensorValue, bias: TensorValue, *, approximate: str = "none"
 ) -> TensorValue:
     """linear_gelu(Tensor input, Tensor weight, Tensor bias, *, str approximate="none") -> Tensor"""
-    return matmul_ops.linear_gelu(input, weight, bias, approximate)
+    activation = "gelu" if approximate == "none" else "gelu_tanh"
+    return matmul_ops.biased_linear(input, weight, bias, activation)
 
 
 @lowering(torch.ops.torch_max_backend.patch_embedding.default)

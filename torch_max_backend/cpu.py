@@ -70,6 +70,11 @@ def target_features() -> frozenset[str]:
     return frozenset(name for name in cpu_features().split() if _INSTRUCTION_SETS.match(name))
 
 
+def rounds_to_bfloat16() -> bool:
+    """Whether the processor that this thread compiles for has an instruction for it."""
+    return not target_features().isdisjoint(("avx512_bf16", "bf16"))
+
+
 _INSTRUCTION_SETS = re.compile(
     r"(sse|ssse|avx|amx|fma|f16c|bmi|abm|popcnt|movbe|aes|vaes|pclmul|vpclmul|sha|gfni|adx|cx16"
     r"|neon|asimd|sve|sme|bf16|i8mm|fphp|dotprod|crc32|atomics)"

@@ -22,6 +22,7 @@ from torch.fx import Node
 from torch_max_backend.context import expected, expected_shape
 from torch_max_backend.dtypes import to_max
 from torch_max_backend.errors import RegistrationError
+from torch_max_backend.ops.rounding import cast
 from torch_max_backend.ops.shape import agree, drop_axes, normalize_dims
 from torch_max_backend.promotion import (
     Promotion,
@@ -242,7 +243,7 @@ def _pointwise(
         unique = {id(v): _operand(v, compute, device) for v in present}  # x == x stays such
         ready = [v if v is None else unique[id(v)] for v in values]
         out = body(*ready, **rest)
-        return out if out.dtype == result else ops.cast(out, result)
+        return cast(out, result)
 
     lower.__name__ = schema.name.replace("::", "_")
     lower.__doc__ = str(schema)

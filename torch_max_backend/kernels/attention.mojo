@@ -11,6 +11,7 @@ from std.runtime import parallelism_level
 from std.sys import size_of
 from max.algorithm import sync_parallelize
 from .packing import pack_columns, pack_rows, split_row
+from .rounding import rounded
 from .softmax import softmax_row
 from .tasks import Tasks, Turn
 from .units import *
@@ -226,10 +227,10 @@ def _store_scaled[
     var c = 0
     while c + width <= count:
         var scaled = numbers.unsafe_load[width=width](c) * factor
-        target.unsafe_store[alignment=2](c, scaled.cast[dtype]())
+        target.unsafe_store[alignment=2](c, rounded[dtype](scaled))
         c += width
     while c < count:
-        target[unsafe_offset=c] = (numbers[unsafe_offset=c] * factor).cast[dtype]()
+        target[unsafe_offset=c] = rounded[dtype, 1](numbers[unsafe_offset=c] * factor)
         c += 1
 
 

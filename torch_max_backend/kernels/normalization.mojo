@@ -8,6 +8,7 @@ from std.math import sqrt
 from std.memory import Pointer
 from std.runtime import parallelism_level
 from max.algorithm import sync_parallelize
+from .rounding import rounded
 from .units import SUM, WIDTH
 
 comptime SMALL = 1 << 17
@@ -88,7 +89,7 @@ def _row[
             x *= gain.load[sum, width](c)
             comptime if centred:
                 x += shift.load[sum, width](c)
-            target.unsafe_store[alignment=2](c, x.cast[dtype]())
+            target.unsafe_store[alignment=2](c, rounded[dtype](x))
             c += width
 
 

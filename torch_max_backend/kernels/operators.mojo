@@ -1,7 +1,9 @@
 """The operators that graphs name."""
 
-from extensibility import InputTensor, InputVariadicTensors, OutputTensor, register
+from extensibility import InputTensor, InputVariadicTensors, OutputTensor, foreach, register
+from extensibility import _FusedInputTensor as FusedInputTensor
 from extensibility import _FusedOutputTensor as FusedOutputTensor
+from layout import Coord
 from max.gpu.host import DeviceContext
 from std.memory import Pointer
 from std.sys import size_of
@@ -14,6 +16,7 @@ from .functions import activate
 from .matmul import Product, matmul
 from .normalization import Factors, Rows, normalize
 from .quantization import QuantizedRows, quantize_rows
+from .rounding import rounded
 from .units import SUM
 
 
@@ -49,9 +52,9 @@ struct Linear:
         _matmul[True](output, a, weight)
 
 
-@register("torch_max_backend.linear_gelu")
-struct LinearGelu:
-    """The activation of a @ weight^T plus a bias (N); much faster here than fused by MAX."""
+@register("torch_max_backend.biased_linear")
+struct BiasedLinear:
+    """The activation of a @ weight^T plus a bias (N), rounded; much faster here than fused by MAX."""
 
     @staticmethod
     def execute[
@@ -70,7 +73,7 @@ struct LinearGelu:
             var x = v.cast[DType.float32]()
             x += bias.load[width](IndexList[1](n)).cast[DType.float32]()
             output._lambda_store[width=width, element_alignment=1](
-                IndexList[output.rank](m, n), activate[activation](x).cast[output.dtype]()
+                IndexList[output.rank](m, n), rounded[output.dtype](activate[activation](x))
             )
 
         matmul[a.dtype](_product[True](a, weight), store)
@@ -116,7 +119,7 @@ struct Convolve:
             var place = IndexList[output.rank](
                 m // (d * h * w), m // (h * w) % d, m // w % h, m % w, g * columns + n
             )
-            output._lambda_store[width=width, element_alignment=1](place, v.cast[output.dtype]())
+            output._lambda_store[width=width, element_alignment=1](place, rounded[output.dtype](v))
 
         contract[dtype](
             Convolution[dtype](
@@ -173,6 +176,25 @@ struct RMSNorm:
         normalize[centred=False](
             _rows(output, x), factors, factors, eps.cast[SUM[output.dtype]]()
         )
+
+
+@register("torch_max_backend.round")
+struct Round:
+    """Numbers as the nearest ones of another type."""
+
+    @staticmethod
+    def execute[
+        target: StaticString
+    ](
+        output: OutputTensor[...],
+        x: FusedInputTensor[dtype=DType.float32, rank=output.rank, ...],
+        ctx: DeviceContext,
+    ) capturing raises:
+        @always_inline
+        def nearest[width: Int](place: Coord[...]) {var x} -> SIMD[output.dtype, width]:
+            return rounded[output.dtype](x._fused_load[width](place))
+
+        foreach[target=target](nearest, output, ctx)
 
 
 @register("torch_max_backend.quantize_rows")
@@ -342,7 +364,7 @@ def _matmul[
             place[0] = b
         place[output.rank - 2] = m
         place[output.rank - 1] = n
-        output._lambda_store[width=width, element_alignment=1](place, v.cast[output.dtype]())
+        output._lambda_store[width=width, element_alignment=1](place, rounded[output.dtype](v))
 
     matmul[a.dtype](_product[turned](a, right), store)
 

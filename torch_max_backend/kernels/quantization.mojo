@@ -7,6 +7,7 @@ from std.utils.numerics import nan
 from max.algorithm import sync_parallelize
 from .functions import activate
 from .normalization import SMALL
+from .rounding import rounded
 from .units import WIDTH
 
 
@@ -35,7 +36,7 @@ def quantize_rows[
         for r in range(worker * call.rows // workers, (worker + 1) * call.rows // workers):
             var source = call.source.unsafe_offset(r * call.columns)
             var magnitude = _activate[activation](source, row, call.columns)
-            var scale = (magnitude / divisor).cast[dtype]().cast[DType.float32]()
+            var scale = rounded[dtype, 1](magnitude / divisor).cast[DType.float32]()
             scale = scale.lt(eps).select(eps, scale)
             call.scales[unsafe_offset=r] = scale
             _quantize(row, 1 / scale, call.target.unsafe_offset(r * call.columns), call.columns)
@@ -66,7 +67,7 @@ def _activate[
         var nans = SIMD[DType.bool, width](fill=False)
         while c + width <= columns:
             var x = source.unsafe_load[width=width, alignment=2](c).cast[DType.float32]()
-            x = activate[activation](x).cast[dtype]().cast[DType.float32]()
+            x = rounded[dtype](activate[activation](x)).cast[DType.float32]()
             target.unsafe_store(c, x)
             part = abs(x).gt(part).select(abs(x), part)
             nans |= x.ne(x)

@@ -1,6 +1,7 @@
 """Softmax of a row of scores, in float32."""
 
 from .functions import exponential
+from .rounding import rounded
 from .units import *
 
 
@@ -45,8 +46,8 @@ def softmax_row[
         var e = rebind[Sums[dtype]](exponential(rebind[SIMD[DType.float32, width]](x)))
         total += e
         comptime if PARTS[dtype] == 1:
-            weights.unsafe_bitcast[Scalar[dtype]]().unsafe_store(j, e.cast[dtype]())
+            weights.unsafe_bitcast[Scalar[dtype]]().unsafe_store(j, rounded[dtype](e))
         else:
-            lines.unsafe_store(j, e.cast[dtype]().cast[SUM[dtype]]())
+            lines.unsafe_store(j, rounded[dtype](e).cast[SUM[dtype]]())
     var sum = total.reduce_add()
     return empty if sum == 0 else 1 / sum

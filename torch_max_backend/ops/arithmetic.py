@@ -21,6 +21,7 @@ from torch_max_backend.ops.comparison import (
     signbit,
 )
 from torch_max_backend.ops.constants import constant
+from torch_max_backend.ops.rounding import cast
 
 
 def absolute(x: TensorValue) -> TensorValue:
@@ -189,4 +190,4 @@ def cast_value(x: TensorValue, dtype: DType) -> TensorValue:
     """x in another dtype; to bool: True where not 0."""
     if x.dtype == dtype:
         return x
-    return nonzero_bool(x) if dtype == DType.bool else ops.cast(x, dtype)
+    return nonzero_bool(x) if dtype == DType.bool else cast(x, dtype)

@@ -17,6 +17,7 @@ from torch_max_backend.ops import cpu_attention
 from torch_max_backend.ops.cpu_attention import additive
 from torch_max_backend.ops.matmul import linear, matmul
 from torch_max_backend.ops.normalization import softmax
+from torch_max_backend.ops.rounding import cast
 from torch_max_backend.ops.shape import (
     agree,
     broadcast,
@@ -221,5 +222,5 @@ def composed_attention(
             bias, keeps = _bias(mask, causal, list(scores.shape), wide)
         scores = scores + bias
     weights = softmax(scores, -1)
-    out = matmul(ops.cast(weights, q.dtype), v)
+    out = matmul(cast(weights, q.dtype), v)
     return out if math.isnan(empty_rows) else _zero_empty_rows(out, keeps)

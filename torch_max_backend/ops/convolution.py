@@ -10,7 +10,15 @@ from max.graph import Dim, TensorType, TensorValue, ops
 
 from torch_max_backend.context import expected_shape, patch_grid
 from torch_max_backend.dims import IntLike, dim_value, static
-from torch_max_backend.ops.matmul import linear, matmul, takes_bfloat16, widened
+from torch_max_backend.ops.matmul import (
+    biased_linear,
+    linear,
+    matmul,
+    product,
+    takes_bfloat16,
+    widened,
+)
+from torch_max_backend.ops.rounding import cast
 from torch_max_backend.ops.shape import drop_axes, join, permute, reshape, slice_axis
 from torch_max_backend.promotion import accumulation_dtype
 
@@ -74,10 +82,13 @@ def patch_rows(
     for count in grid:
         rows = rows * count
     x = reshape(x, [rows, features])
-    out = linear(x, reshape(weight, [weight.shape[0], features]))
-    if bias is not None:
-        out = out + widened(bias, out)
-    return ops.cast(out, x.dtype)
+    weight = reshape(weight, [weight.shape[0], features])
+    if bias is None:
+        return product(x, weight, turned=True, dtype=x.dtype)
+    if takes_bfloat16(x):
+        return biased_linear(x, weight, bias)
+    out = linear(x, weight)
+    return cast(out + widened(bias, out), x.dtype)
 
 
 def _unpatch(
@@ -144,7 +155,7 @@ def _direct(
     out = drop_axes(out, range(2, 2 + missing))
     if bias is not None:
         out = _add_bias(out, ops.cast(bias, wide))
-    return ops.cast(out, dtype)
+    return cast(out, dtype)
 
 
 def _cpu_convolution(

@@ -11,6 +11,7 @@ from max.graph import DeviceRef, TensorType, TensorValue, ops
 from torch_max_backend import context
 from torch_max_backend.dims import dim_value, static
 from torch_max_backend.ops.matmul import takes_bfloat16
+from torch_max_backend.ops.rounding import cast
 from torch_max_backend.ops.shape import agree, broadcast, permute, reshape
 
 
@@ -40,7 +41,7 @@ def cpu_attention(
     dtype = q.dtype if takes_bfloat16(q) else DType.float32
     values: list[TensorValue] = []
     for place, x in enumerate((q, k, v)):
-        values += _operand(place, x if x.dtype == dtype else ops.cast(x, dtype))
+        values += _operand(place, cast(x, dtype))
     values += [dim_value(k.shape[1]), dim_value(k.shape[2]), dim_value(q.shape[3])]
     values.append(ops.constant(scale, DType.float32, device=host))
     values.append(dim_value(int(causal)))
@@ -51,7 +52,7 @@ def cpu_attention(
         values.append(_bias(agree(mask, [*list(q.shape)[:3], k.shape[2]]), k))
     kind = TensorType(dtype, [q.shape[0], q.shape[2], q.shape[1], v.shape[3]], host)
     out = permute(ops.custom(name, host, values, [kind])[0].tensor, [0, 2, 1, 3])
-    return ops.cast(out, q.dtype)
+    return cast(out, q.dtype)
 
 
 def _operand(place: int, x: TensorValue) -> Sequence[TensorValue]:

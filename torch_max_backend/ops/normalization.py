@@ -14,6 +14,7 @@ from torch_max_backend.ops import arithmetic, transcendental
 from torch_max_backend.ops.comparison import is_finite
 from torch_max_backend.ops.constants import constant
 from torch_max_backend.ops.reduction import max_axis
+from torch_max_backend.ops.rounding import cast
 from torch_max_backend.ops.shape import broadcast, element_count, reshape
 from torch_max_backend.promotion import accumulation_dtype
 
@@ -99,7 +100,7 @@ def _per_column(rows: TensorValue, *factors: TensorValue) -> list[TensorValue]:
 
 
 def _restore(out: TensorValue, x: TensorValue) -> TensorValue:
-    return ops.cast(reshape(out, list(x.shape)), x.dtype)
+    return cast(reshape(out, list(x.shape)), x.dtype)
 
 
 def _statistics(
@@ -133,7 +134,7 @@ def group_norm(
     if bias is not None:
         out = out + ops.cast(reshape(bias, per_channel), wide)
     statistics = [reshape(value, [batch, groups]) for value in (mean, rstd)]
-    return ops.cast(out, x.dtype), *[ops.cast(value, x.dtype) for value in statistics]
+    return cast(out, x.dtype), *[ops.cast(value, x.dtype) for value in statistics]
 
 
 def batch_norm(
@@ -173,7 +174,7 @@ def batch_norm_inference(
         out = out * column(weight)
     if bias is not None:
         out = out + column(bias)
-    return ops.cast(out, x.dtype)
+    return cast(out, x.dtype)
 
 
 def softmax(x: TensorValue, axis: int, *, log: bool = False) -> TensorValue:
