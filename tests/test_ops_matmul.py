@@ -133,7 +133,14 @@ def quantised() -> Iterator[Case]:
         return unsigned_shift(a, w.t()).float() * scale[:, None] + 1
 
     # depths around a unit of four and a block of 2048; rows around a tile of 6 and a block of 96
-    for m, k, n in [(1, 1, 1), (5, 3, 7), (6, 24, 64), (13, 70, 65), (100, 130, 70), (7, 2100, 33)]:
+    for m, k, n in [
+        (1, 1, 1),
+        (5, 3, 7),
+        (6, 24, 64),
+        (13, 70, 65),
+        (100, 130, 140),
+        (7, 2100, 33),
+    ]:
         a, b, w = (bytes_(*shape, seed=str(m)) for shape in [(m, k), (k, n), (n, k)])
         yield Case(f"int_mm-{m}x{k}x{n}", torch._int_mm, [a, b])
         yield Case(f"int_mm_turned-{m}x{k}x{n}", lambda x, y: torch._int_mm(x, y.t()), [a, w])
@@ -167,10 +174,15 @@ def edges() -> Iterator[Case]:
         ("batch", (0, 3, 4), (4, 5)),
     ]:
         yield Case(f"matmul-empty-{name}", torch.matmul, [randn(*left), randn(*right)])
-    yield Case("linear-empty", F.linear, [randn(0, 4), randn(5, 4), randn(5)])
+    for dtype in (torch.float32, torch.bfloat16):
+        for name, m, k in [("rows", 0, 4), ("contraction", 3, 0)]:
+            inputs = [randn(m, k, dtype=dtype), randn(5, k, dtype=dtype), randn(5, dtype=dtype)]
+            yield Case(f"linear-empty-{name}-{short(dtype)}", F.linear, inputs)
     odd = randn(3, 4)
     odd[0, 0], odd[1, 1] = float("nan"), float("inf")
     yield Case("mm-nan", torch.mm, [odd, randn(4, 5)], scale="tensor")
+    halves = [randn(70, 1, dtype=torch.bfloat16), randn(40, 1, dtype=torch.bfloat16, seed="b")]
+    yield Case("linear-rounded", F.linear, halves, exact=True)  # products, with many ties
     one = [randn(1, 1), randn(1, 1, seed="b")]
     yield Case("mm-one", torch.mm, one, scale="tensor")
 

@@ -326,6 +326,17 @@ def casts() -> Iterator[Case]:
                 yield Case(f"cast-{short(a)}-{short(b)}", function, [x], exact=True)
 
 
-CASES = grouped([*floating(), *integral(), *boolean(), *promoted(), *edges(), *casts()], GRAPH)
+def roundings() -> Iterator[Case]:
+    """Every normal bfloat16, infinity and NaN, a little more, and ties."""
+    high = torch.arange(1 << 16, dtype=torch.int32)
+    high = high[(high & 0x7F80) != 0] << 16
+    low = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], dtype=torch.int32)
+    x = (high[:, None] + low).view(torch.float32)
+    yield Case("rounded-bfloat16", lambda x: x.to(torch.bfloat16), [x], exact=True)
+
+
+CASES = grouped(
+    [*floating(), *integral(), *boolean(), *promoted(), *edges(), *casts(), *roundings()], GRAPH
+)
 
 test_pointwise = comparison(CASES)

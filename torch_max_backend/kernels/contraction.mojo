@@ -18,8 +18,8 @@ from .units import *
 
 comptime TILES = 64 // (VECTORS * simd_width_of[DType.float32]())
 """Tiles beside each other in a panel, for which rows of the left operand stay in the first cache."""
-comptime PANEL[dtype: DType] = TILES * VECTORS * WIDTH[dtype]
-"""Columns of a panel."""
+comptime PANEL[dtype: DType] = TILES * VECTORS * WIDTH[dtype] * PARTS[dtype]
+"""Columns of a panel; more where rows are split anew for each."""
 comptime BLOCK_ROWS = 16 * ROWS
 """Rows of a block, at most."""
 comptime TASK_BLOCKS = 8
