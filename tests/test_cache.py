@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.fx import Graph, GraphModule
 
-from torch_max_backend import cache
+from torch_max_backend import cache, compilation, fingerprint
+from torch_max_backend.options import MaxOptions
 
 KEY = "ab" + "0" * 62
 OTHER = "cd" + "1" * 62
@@ -65,6 +67,20 @@ def test_graphs_are_known_once_stored(executable):
     assert not cache.knows("graph0")
     cache.store(KEY, executable, [0], ["graph0"])
     assert cache.knows("graph0") and not cache.knows("graph1")
+
+
+def test_a_graph_known_in_another_environment_is_lowered_now(executable, monkeypatch):
+    lowered = []
+    monkeypatch.setattr(
+        compilation.Program, "_build", lambda self, graph: lowered.append(graph.key)
+    )
+    graph = compilation._Pending("inference0", GraphModule({}, Graph()), "graph0", MaxOptions())
+    cache.store(KEY, executable, [0], [fingerprint.program_key(["graph0"])])
+    compilation.Program().add(graph)
+    assert not lowered
+    monkeypatch.setattr(fingerprint, "environment", lambda: ("another release",))
+    compilation.Program().add(graph)
+    assert lowered == ["graph0"]
 
 
 def test_the_folder_is_the_one_of_the_flag(folder, executable, monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from max.graph import Module
+from torch._subclasses import FakeTensorMode
 
 from tests.tracing import trace
 from torch_max_backend.graph_builder import build_graph
@@ -19,8 +20,10 @@ FREE = {"rmo.reshape", "rmo.shape_to_tensor", "rmo.broadcast_to", "rmo.rebind_te
 
 
 def lowered(function, *args, dynamic):
-    """The text of the MAX graph of a function."""
-    graph, _ = build_graph(trace(function, *args, dynamic=dynamic), Module(), "g0", MaxOptions())
+    """The text of the MAX graph of a function, built as AOTAutograd has it built."""
+    gm = trace(function, *args, dynamic=dynamic)
+    with FakeTensorMode():
+        graph, _ = build_graph(gm, Module(), "g0", MaxOptions())
     return str(graph)
 
 

@@ -136,7 +136,7 @@ class Program:
             if self._sealed:
                 return False
             self._use_cache = self._use_cache and graph.options.cache
-            known = graph.options.cache and cache.knows(graph.key)
+            known = graph.options.cache and cache.knows(program_key([graph.key]))
             if not known and graph.options.compile != "background":
                 self._build(graph)
             self.graphs.append(graph)
@@ -221,7 +221,8 @@ class Program:
             return
         if self._use_cache and len(self._built) == len(self.graphs):
             order = [self.graphs.index(graph) for graph in self._built]
-            cache.store(key, executable, order, [graph.key for graph in self.graphs])
+            known = [program_key([graph.key]) for graph in self.graphs]
+            cache.store(key, executable, order, known)
 
     def _build_missing(self) -> None:
         """Lowers what was not; a graph that cannot be lowered keeps its error."""

@@ -19,7 +19,7 @@ from torch.fx.node import map_aggregate
 
 from torch_max_backend import registry
 from torch_max_backend.accelerators import to_device_ref
-from torch_max_backend.context import building_with, lowering_of, real_tensors
+from torch_max_backend.context import building_with, lowering_of
 from torch_max_backend.dims import (
     declare,
     dim_value,
@@ -37,6 +37,7 @@ from torch_max_backend.errors import (
     UnsupportedOpsError,
 )
 from torch_max_backend.kernel_library import kernel_library
+from torch_max_backend.ops.constants import tensor_constant
 from torch_max_backend.options import MaxOptions
 from torch_max_backend.signature import GraphSignature, TensorOutput
 from torch_max_backend.signature_reading import never_negative, read_signature
@@ -176,11 +177,9 @@ class _Builder:
 
     def _constant(self, node: Node) -> TensorValue:
         tensor = getattr(self.gm, str(node.target))
-        with real_tensors():
-            array = tensor.detach().cpu().contiguous()
-            # a folded constant of a device that this machine lacks is on the host
-            device = node.meta["val"].device if "val" in node.meta else tensor.device
-            return ops.constant(array, to_max(tensor.dtype), device=to_device_ref(device))
+        # a folded constant of a device that this machine lacks is on the host
+        device = node.meta["val"].device if "val" in node.meta else tensor.device
+        return tensor_constant(tensor, to_device_ref(device))
 
     def _call(self, node: Node) -> Any:
         if node.target is operator.getitem:

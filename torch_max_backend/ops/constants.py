@@ -1,10 +1,21 @@
-"""Constants that match an operand."""
+"""Constants of a graph."""
 
 from __future__ import annotations
 
-from max.graph import TensorValue, ops
+import torch
+from max.graph import DeviceRef, TensorValue, ops
+
+from torch_max_backend.context import real_tensors
+from torch_max_backend.dtypes import to_max
 
 
 def constant(value: float, x: TensorValue) -> TensorValue:
     """A 0-d constant of x's dtype on x's device."""
     return ops.constant(value if x.dtype.is_float() else int(value), x.dtype, device=x.device)
+
+
+def tensor_constant(tensor: torch.Tensor, device: DeviceRef) -> TensorValue:
+    """A real tensor's numbers on a device; AOTAutograd's fake tensor mode may be active."""
+    with real_tensors():  # MAX asks the tensor where its memory is
+        numbers = tensor.detach().cpu().contiguous()
+        return ops.constant(numbers, to_max(tensor.dtype), device=device)

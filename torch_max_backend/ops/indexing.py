@@ -10,6 +10,7 @@ from max.graph import Dim, TensorValue, ops
 
 from torch_max_backend.context import constant_of, expected_shape, real_tensors
 from torch_max_backend.dims import IntLike, dim_value, new_symbol, static
+from torch_max_backend.ops.constants import tensor_constant
 from torch_max_backend.ops.shape import (
     broadcast,
     normalize_dim,
@@ -24,7 +25,7 @@ def as_index(index: TensorValue, size: Dim) -> TensorValue:
     """int64 indices with the negative ones counted from the end."""
     known = _known_index(index, size)
     if known is not None:
-        return ops.constant(known, DType.int64, device=index.device)
+        return tensor_constant(known, index.device)
     index = index if index.dtype == DType.int64 else ops.cast(index, DType.int64)
     length = dim_value(size).to(index.device)
     return ops.where(index < 0, index + length, index)
@@ -55,7 +56,7 @@ def _points(
     if len(numbers) == len(known):
         with real_tensors():
             points = torch.stack(torch.broadcast_tensors(*numbers), -1)
-        return ops.constant(points, DType.int64, device=indices[0].device)
+        return tensor_constant(points, indices[0].device)
     chosen = [as_index(index, size) for index, size in zip(indices, sizes, strict=True)]
     return stack([broadcast(index, shape) for index in chosen], -1)
 
