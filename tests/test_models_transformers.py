@@ -38,7 +38,7 @@ NAMES = {
 }
 # With a symbolic image size too, PyTorch itself takes minutes to reason about their windows.
 BATCH_ONLY = ("Swin", "Swin-padded")
-COVERED = ("DeiT", "DINOv2", "BEiT", "Swin")
+COVERED = ("ViT", "DeiT", "DINOv2", "BEiT", "Swin")
 """Relatives have the same operators and more: masks, registers, relative positions, padding."""
 OTHER_DTYPES = {
     "SigLIP": torch.float64,

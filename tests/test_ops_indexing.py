@@ -21,6 +21,13 @@ def permuted(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return (order - count // 2).reshape(shape).to(dtype)
 
 
+RELATED = (
+    *("take_along_dim", "index_select_negative_dim", "index_last", "index_two_after", "index_none"),
+    *("scatter_value_reduce", "scatter_add_rows"),
+)
+"""Operations that differ from others in what torch makes of them, not in their kernels."""
+
+
 def gathers() -> Iterator[Case]:
     dtypes = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
     for place, dtype in enumerate(dtypes):
@@ -46,12 +53,16 @@ def gathers() -> Iterator[Case]:
             ("cls_token", lambda x: x[torch.arange(5), torch.arange(5) % 7], x),
         ]
         for name, function, *inputs in in_turns(operations, place):
-            nearly = dtype in (torch.bfloat16, torch.bool)
+            nearly = dtype in (torch.bfloat16, torch.bool) or name in RELATED
             yield Case(f"{name}-{short(dtype)}", function, inputs, exact=True, thorough=nearly)
     for kind in ("transposed", "sliced", "expanded"):
         x = strided(randn(5, 7, 6), kind)
-        yield Case(f"index_middle-{kind}", lambda x, i: x[:, i], [x, INDEX], exact=True)
-        yield Case(f"gather-{kind}", lambda x, i: x.gather(1, i), [x, around], exact=True)
+        for name, function, index, here in [
+            ("index_middle", lambda x, i: x[:, i], INDEX, "expanded"),
+            ("gather", lambda x, i: x.gather(1, i), around, "transposed"),
+        ]:
+            nearly = kind != here
+            yield Case(f"{name}-{kind}", function, [x, index], exact=True, thorough=nearly)
     for dtype in (torch.float32, torch.float16):
         table = randn(11, 6, dtype=dtype)
         tokens = integers(2, 5, high=11)
@@ -127,7 +138,7 @@ def scatters() -> Iterator[Case]:
                 inputs[1] = torch.tensor([4, 0, 2])
             elif name == "index_put":
                 inputs[1] = torch.tensor([-1, 0, 2])
-            nearly = dtype == torch.bfloat16
+            nearly = dtype == torch.bfloat16 or name in RELATED
             yield Case(f"{name}-{short(dtype)}", function, inputs, scale="tensor", thorough=nearly)
 
 
