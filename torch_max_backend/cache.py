@@ -74,7 +74,7 @@ def load(key: str) -> Entry | None:
 
 
 def store(key: str, executable: bytes, order: Sequence[int], graphs: Sequence[str]) -> None:
-    """Writes an entry and marks its graphs, each by its key alone, as known to compile.
+    """Writes an entry and marks its graphs as known to compile.
 
     A cache that cannot be written costs time, not results: it is logged and passed over.
     """
@@ -95,7 +95,7 @@ def store(key: str, executable: bytes, order: Sequence[int], graphs: Sequence[st
 
 
 def knows(graph: str) -> bool:
-    """Whether a graph was compiled before in this environment, alone or in any program."""
+    """Whether a graph of that marker was compiled before, alone or in any program."""
     return _marker(graph).exists()
 
 

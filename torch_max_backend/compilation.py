@@ -111,6 +111,11 @@ class _Pending:
         self.model: Model | None = None
         self.error: Exception | None = None
 
+    @property
+    def marker(self) -> str:
+        """What the cache knows it by: the key of a program of this graph alone."""
+        return program_key([self.key])
+
 
 class Program:
     """Graphs that are compiled together, at the first run that needs one of them."""
@@ -136,7 +141,7 @@ class Program:
             if self._sealed:
                 return False
             self._use_cache = self._use_cache and graph.options.cache
-            known = graph.options.cache and cache.knows(program_key([graph.key]))
+            known = graph.options.cache and cache.knows(graph.marker)
             if not known and graph.options.compile != "background":
                 self._build(graph)
             self.graphs.append(graph)
@@ -221,8 +226,7 @@ class Program:
             return
         if self._use_cache and len(self._built) == len(self.graphs):
             order = [self.graphs.index(graph) for graph in self._built]
-            known = [program_key([graph.key]) for graph in self.graphs]
-            cache.store(key, executable, order, known)
+            cache.store(key, executable, order, [graph.marker for graph in self.graphs])
 
     def _build_missing(self) -> None:
         """Lowers what was not; a graph that cannot be lowered keeps its error."""

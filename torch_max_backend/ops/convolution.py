@@ -11,12 +11,10 @@ from max.graph import Dim, TensorType, TensorValue, ops
 from torch_max_backend.context import expected_shape, patch_grid
 from torch_max_backend.dims import IntLike, dim_value, static
 from torch_max_backend.ops.matmul import (
-    biased_linear,
-    linear,
+    linear_layer,
     matmul,
     product,
     takes_bfloat16,
-    widened,
 )
 from torch_max_backend.ops.rounding import cast
 from torch_max_backend.ops.shape import drop_axes, join, permute, reshape, slice_axis
@@ -85,10 +83,7 @@ def patch_rows(
     weight = reshape(weight, [weight.shape[0], features])
     if bias is None:
         return product(x, weight, turned=True, dtype=x.dtype)
-    if takes_bfloat16(x):
-        return biased_linear(x, weight, bias)
-    out = linear(x, weight)
-    return cast(out + widened(bias, out), x.dtype)
+    return linear_layer(x, weight, bias)
 
 
 def _unpatch(

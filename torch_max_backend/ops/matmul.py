@@ -137,9 +137,8 @@ def addmm(
     Half precision is rounded once, after the sum.
     """
     weight = _turned_operand(b, 2)
-    plain = list(bias.shape) == list(b.shape)[1:] and beta == alpha == 1
-    if weight is not None and plain and takes_bfloat16(a) and not _is_empty(a, b):
-        return biased_linear(a, weight, bias)
+    if weight is not None and list(bias.shape) == list(b.shape)[1:] and beta == alpha == 1:
+        return linear_layer(a, weight, bias)
     return cast(_scaled_sum(bias, _operand_product(a, b, 2), beta, alpha), a.dtype)
 
 
@@ -162,6 +161,17 @@ def _scaled_sum(bias: TensorValue, out: TensorValue, beta: float, alpha: float) 
 def widened(bias: TensorValue, out: TensorValue) -> TensorValue:
     """A bias in the dtype of what it is added to."""
     return bias if bias.dtype == out.dtype else ops.cast(bias, out.dtype)
+
+
+def linear_layer(a: TensorValue, weight: TensorValue, bias: TensorValue) -> TensorValue:
+    """a @ weight^T + bias for (M, K), (N, K), (N), rounded once.
+
+    MAX joins a bias to the product well, rounding to bfloat16 badly (see ``rounding``).
+    """
+    if takes_bfloat16(a) and not _is_empty(a, weight):
+        return biased_linear(a, weight, bias)
+    out = linear(a, weight)
+    return cast(out + widened(bias, out), a.dtype)
 
 
 def biased_linear(
