@@ -58,7 +58,6 @@ ELSEWHERE = {
     "random": lambda x: x + torch.rand(3, 4) * 2,
     "undefined": lambda x: (x, torch.empty(3, 4) * 2),
     "filled": lambda x: x + torch.zeros(3, 4),
-    "counted": lambda x: x + torch.arange(4),
     "expanded": lambda x: x + torch.full((1, 4), 2.0).expand(3, 4),
 }
 

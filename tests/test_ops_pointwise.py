@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -209,6 +210,11 @@ def integer_operations(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     yield "pow", torch.pow, x, small
     yield "pow_2", lambda x: x**2, x
     yield "pow_5", lambda x: x**5, x
+    yield "pow_9", lambda x: x**9, x
+    for divisor in (3, -4) if dtype.is_signed else (3,):
+        yield f"div_floor_{divisor}", partial(lambda n, x: x // n, divisor), x
+        yield f"div_trunc_{divisor}", partial(_div_trunc, divisor), x
+        yield f"remainder_{divisor}", partial(lambda n, x: x % n, divisor), x
     yield "pow_half", lambda x: x.abs() ** 0.5, x
     yield "clamp", lambda x: x.clamp(2, 5), x
     yield "add_float", lambda x: x + 0.5, x
@@ -219,6 +225,10 @@ def integer_operations(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     yield "overflow_neg", torch.neg, extremes
     yield "overflow_rsub", lambda x: 0 - x, extremes
     yield "overflow_abs", torch.abs, extremes
+
+
+def _div_trunc(divisor: int, x: torch.Tensor) -> torch.Tensor:
+    return x.div(divisor, rounding_mode="trunc")
 
 
 def boolean() -> Iterator[Case]:
@@ -319,6 +329,27 @@ def edges() -> Iterator[Case]:
         yield Case(f"add-{name}", lambda x: x + x * 2, [randn(*shape, dtype=torch.bfloat16)])
 
 
+def numbers() -> Iterator[Case]:
+    """Operands that are numbers, whose part is computed while lowering."""
+    for exponent in (9, -9, math.inf, -math.inf, math.nan):
+        power = partial(lambda n, x: x**n, exponent)
+        yield Case(f"pow_{exponent}-number", power, [SPECIAL], signed_zero=True)
+    for base in (2.0, 0.25, 1.0, 0.0, -2.0, math.inf):
+        power = partial(lambda n, x: n**x, base)
+        nearly = base in (0.25, math.inf)
+        yield Case(f"{base}_pow-number", power, [SPECIAL], signed_zero=True, thorough=nearly)
+    for i, divisor in enumerate((3, -0.75, 0, math.inf)):
+        for j, name in enumerate(("remainder", "floor_divide", "fmod")):
+            divide = partial(lambda f, n, x: f(x, n), BINARY[name], divisor)
+            case = Case(f"{name}_{divisor}-number", divide, [MODERATE], signed_zero=True)
+            yield replace(case, thorough=(i + j) % 3 != 0)
+    for weight in (0.3, 0.7, math.nan):
+        blend = partial(lambda w, x: torch.lerp(x, x.flip(0), w), weight)
+        yield Case(f"lerp_{weight}-number", blend, [MODERATE])
+    yield Case("clamp_nan-number", lambda x: x.clamp(min=math.nan), [SPECIAL])
+    yield Case("minimum_number", lambda x: x.clamp(max=0.5) + x.clamp(min=0.25), [SPECIAL])
+
+
 def casts() -> Iterator[Case]:
     kinds = [torch.bool, *INTS, *FLOATS]
     for i, a in enumerate(kinds):
@@ -339,7 +370,11 @@ def roundings() -> Iterator[Case]:
 
 
 CASES = grouped(
-    [*floating(), *integral(), *boolean(), *promoted(), *edges(), *casts(), *roundings()], GRAPH
+    [
+        *[*floating(), *integral(), *boolean(), *promoted()],
+        *[*edges(), *numbers(), *casts(), *roundings()],
+    ],
+    GRAPH,
 )
 
 test_pointwise = comparison(CASES)

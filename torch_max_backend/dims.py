@@ -22,6 +22,7 @@ from max.graph import DeviceRef, Dim, StaticDim, SymbolicDim, TensorValue, ops
 from torch.utils._sympy import functions as symbolic
 
 from torch_max_backend.errors import MaxBackendError
+from torch_max_backend.scalars import cast_scalar, scalar
 from torch_max_backend.symbolic_scalars import evaluate
 
 IntLike: TypeAlias = int | Dim
@@ -211,7 +212,6 @@ def _fold(dims: list[Dim], combine: Callable[[Dim, Dim], Dim]) -> Dim:
 def dim_value(dim: IntLike, dtype: DType = DType.int64) -> TensorValue:
     """A size as a scalar (0-d) int64 value on the host, cast to ``dtype``."""
     number = static(dim)
-    if number is not None:  # as one constant: MAX would compile a kernel to cast one
-        return ops.constant(number, dtype, DeviceRef.CPU())
-    value = TensorValue(Dim(dim))
-    return value if dtype == DType.int64 else ops.cast(value, dtype)
+    host = DeviceRef.CPU()
+    value = TensorValue(Dim(dim)) if number is None else scalar(number, DType.int64, host)
+    return cast_scalar(value, dtype)

@@ -39,6 +39,7 @@ from torch_max_backend.errors import (
 from torch_max_backend.kernel_library import kernel_library
 from torch_max_backend.ops.constants import tensor_constant
 from torch_max_backend.options import MaxOptions
+from torch_max_backend.scalars import remembered_numbers
 from torch_max_backend.signature import GraphSignature, TensorOutput
 from torch_max_backend.signature_reading import never_negative, read_signature
 from torch_max_backend.source_lines import source_of
@@ -110,6 +111,7 @@ def build_graph(
     signature = read_signature(gm)
     with (
         building_with(options),
+        remembered_numbers(),
         Graph(
             name,
             input_types=signature.input_types(),

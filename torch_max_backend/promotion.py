@@ -15,8 +15,8 @@ from max.graph import DeviceRef, Dim, TensorValue, ops
 
 from torch_max_backend.dims import dim_value
 from torch_max_backend.dtypes import to_max, to_torch
+from torch_max_backend.scalars import Number, cast_scalar, scalar
 
-Number: TypeAlias = bool | int | float
 Operand: TypeAlias = TensorValue | Number | Dim
 
 HALF = (DType.float16, DType.bfloat16)
@@ -103,8 +103,8 @@ def as_tensor(operand: Operand, dtype: DType, device: DeviceRef) -> TensorValue:
             operand = bool(operand)
         elif not dtype.is_float():
             operand = int(operand)
-        return ops.constant(operand, dtype, device=device)
+        return scalar(operand, dtype, device)
     if operand.dtype != dtype:
         truth = dtype == DType.bool  # 0.5 is true, a cast would truncate it; NaN too
-        operand = ops.logical_not(ops.equal(operand, 0)) if truth else ops.cast(operand, dtype)
+        operand = ops.logical_not(ops.equal(operand, 0)) if truth else cast_scalar(operand, dtype)
     return operand if operand.device == device else operand.to(device)

@@ -11,6 +11,7 @@ from max.graph import DeviceRef, TensorValue, ops
 from torch.utils._sympy import functions as symbolic
 
 from torch_max_backend.errors import MaxBackendError
+from torch_max_backend.scalars import cast_scalar, floor_div, scalar
 
 
 def evaluate(expr: sympy.Expr, symbol: Callable[[str], TensorValue]) -> TensorValue:
@@ -24,9 +25,9 @@ def evaluate(expr: sympy.Expr, symbol: Callable[[str], TensorValue]) -> TensorVa
         if isinstance(e, sympy.Symbol):
             return symbol(e.name)
         if isinstance(e, sympy.Integer):
-            return ops.constant(int(e), DType.int64, device=DeviceRef.CPU())
+            return scalar(int(e), DType.int64, DeviceRef.CPU())
         if isinstance(e, sympy.Number):
-            return ops.constant(float(e), DType.float64, device=DeviceRef.CPU())
+            return scalar(float(e), DType.float64, DeviceRef.CPU())
         if isinstance(e, sympy.Piecewise):
             return _first_true([(visit(value), condition(c)) for value, c in e.args])
         args = [visit(arg) for arg in e.args]
@@ -43,7 +44,7 @@ def evaluate(expr: sympy.Expr, symbol: Callable[[str], TensorValue]) -> TensorVa
 
     def condition(e: sympy.Basic) -> TensorValue:
         if e in (sympy.true, sympy.false):
-            return ops.constant(bool(e), DType.bool, device=DeviceRef.CPU())
+            return scalar(bool(e), DType.bool, DeviceRef.CPU())
         return visit(e)
 
     return visit(expr)
@@ -58,7 +59,7 @@ def _first_true(cases: list[tuple[TensorValue, TensorValue]]) -> TensorValue:
 
 
 def _real(x: TensorValue) -> TensorValue:
-    return x if x.dtype == DType.float64 else ops.cast(x, DType.float64)
+    return cast_scalar(x, DType.float64)
 
 
 def _same(rule: Callable[..., TensorValue]) -> Callable[..., TensorValue]:
@@ -90,8 +91,8 @@ _RULES: dict[type, Callable[..., TensorValue]] = {
     symbolic.Max: _same(ops.max),
     symbolic.Min: _same(ops.min),
     symbolic.ToFloat: _real,
-    symbolic.FloorDiv: ops.floor_div,
-    symbolic.CleanDiv: ops.floor_div,
+    symbolic.FloorDiv: floor_div,
+    symbolic.CleanDiv: floor_div,
     symbolic.Mod: ops.mod,
     symbolic.PythonMod: ops.mod,
     symbolic.IntTrueDiv: lambda a, b: ops.div(_real(a), _real(b)),

@@ -12,9 +12,9 @@ from max.graph import TensorValue, ops
 
 from torch_max_backend.context import operand_is_zero
 from torch_max_backend.ops.comparison import (
+    equal,
     is_finite,
     is_inf,
-    is_nan,
     less,
     nonzero_bool,
     not_equal,
@@ -22,11 +22,15 @@ from torch_max_backend.ops.comparison import (
 )
 from torch_max_backend.ops.constants import constant
 from torch_max_backend.ops.rounding import cast
+from torch_max_backend.scalars import cast_scalar, floor_div, number_of
 
 
 def absolute(x: TensorValue) -> TensorValue:
     """|x|."""
-    return x if x.dtype == DType.bool or x.dtype.is_unsigned_integral() else ops.abs(x)
+    if x.dtype == DType.bool or x.dtype.is_unsigned_integral():
+        return x
+    number = number_of(x)
+    return ops.abs(x) if number is None else constant(abs(number), x)
 
 
 def add(x: TensorValue, y: TensorValue, alpha: float = 1) -> TensorValue:
@@ -65,6 +69,12 @@ def mul(x: TensorValue, y: TensorValue) -> TensorValue:
     return x * y
 
 
+def times(x: TensorValue, factor: float) -> TensorValue:
+    """x * factor; a number stays one."""
+    number = number_of(x)
+    return x * constant(factor, x) if number is None else constant(number * factor, x)
+
+
 def _times_zero(x: TensorValue, zero: TensorValue) -> TensorValue:
     """x * zero for a zero that MAX can see: NaN for NaN and infinity, else a zero of x's sign."""
     signed = ops.where(signbit(x), constant(-0.0, x), constant(0.0, x))
@@ -79,7 +89,7 @@ def divide(x: TensorValue, y: TensorValue, rounding_mode: str | None = None) -> 
     if x.dtype.is_float():
         quotient = ops.div(x, y)
         return floor_divide(x, y) if rounding_mode == "floor" else ops.trunc(quotient)
-    floored = ops.floor_div(x, y)
+    floored = floor_div(x, y)
     if rounding_mode == "floor":
         return floored
     exact = ops.equal(floored * y, x)
@@ -90,7 +100,7 @@ def divide(x: TensorValue, y: TensorValue, rounding_mode: str | None = None) -> 
 def floor_divide(x: TensorValue, y: TensorValue) -> TensorValue:
     """floor(x / y) without the rounding of the quotient, as Python's // does it."""
     if not x.dtype.is_float():
-        return ops.floor_div(x, y)
+        return floor_div(x, y)
     rest, zero, one = fmod(x, y), constant(0, x), constant(1, x)
     exact = ops.div(x, y)
     quotient = ops.div(x - rest, y)
@@ -100,7 +110,7 @@ def floor_divide(x: TensorValue, y: TensorValue) -> TensorValue:
     nearest = ops.where(quotient - nearest > constant(0.5, x), nearest + one, nearest)
     signed = ops.where(not_equal(signbit(x), signbit(y)), constant(-0.0, x), zero)
     nearest = ops.where(ops.equal(quotient, zero), signed, nearest)
-    return ops.where(ops.equal(y, zero), exact, nearest)
+    return ops.where(equal(y, zero), exact, nearest)
 
 
 def fmod(x: TensorValue, y: TensorValue) -> TensorValue:
@@ -108,14 +118,11 @@ def fmod(x: TensorValue, y: TensorValue) -> TensorValue:
     if not x.dtype.is_float():
         return x - divide(x, y, "trunc") * y
     zero = constant(0, x)
-    rest = _modulo(ops.abs(x), ops.abs(y))
+    rest = _modulo(absolute(x), absolute(y))
     signed = ops.where(less(x, zero), ops.negate(rest), rest)
-    divisible = ops.logical_not(ops.logical_or(ops.equal(y, zero), is_nan(y)))
-    unchanged = ops.logical_or(
-        ops.logical_and(is_inf(y), ops.logical_not(is_inf(x))),
-        ops.logical_and(ops.equal(x, zero), divisible),
-    )
-    return ops.where(unchanged, x, signed)
+    within = ops.logical_and(is_inf(y), ops.logical_not(is_inf(x)))
+    divisible = ops.logical_and(less(zero, absolute(y)), ops.equal(x, zero))
+    return ops.where(ops.logical_or(within, divisible), x, signed)
 
 
 def _modulo(x: TensorValue, y: TensorValue) -> TensorValue:
@@ -127,10 +134,10 @@ def _modulo(x: TensorValue, y: TensorValue) -> TensorValue:
     """
     if x.dtype != DType.float32 or not x.device.is_cpu():
         return ops.mod(x, y)
-    rest, y = (ops.cast(v, DType.float64) for v in (x, y))
-    low, high = y, y * constant(2.0**29, y)
-    known = less(x, ops.cast(high * constant(2.0**29, y), DType.float32))
-    for step in (high, low):
+    rest, y = (cast_scalar(v, DType.float64) for v in (x, y))
+    high = times(y, 2.0**29)
+    known = less(x, cast_scalar(times(high, 2.0**29), DType.float32))
+    for step in (high, y):
         rest = rest - ops.floor(rest / step) * step
     rest = ops.where(less(rest, constant(0, rest)), rest + y, rest)
     rest = ops.where(ops.greater_equal(rest, y), rest - y, rest)
@@ -180,6 +187,11 @@ def round_even(x: TensorValue) -> TensorValue:
 def lerp(start: TensorValue, end: TensorValue, weight: TensorValue) -> TensorValue:
     """start + weight (end - start), from the nearer end, as torch does it."""
     difference = end - start
+    number = number_of(weight)
+    if number is not None:
+        if abs(number) < 0.5:
+            return start + weight * difference
+        return end - difference * constant(1 - number, start)
     near_start = less(ops.abs(weight), constant(0.5, start))
     return ops.where(
         near_start, start + weight * difference, end - difference * (constant(1, start) - weight)

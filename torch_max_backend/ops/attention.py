@@ -7,13 +7,16 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from max.driver import accelerator_api
 from max.dtype import DType
 from max.graph import DeviceRef, Dim, TensorValue, ops
 
 from torch_max_backend import context
 from torch_max_backend.dims import IntLike, static
+from torch_max_backend.dtypes import to_torch
 from torch_max_backend.ops import cpu_attention
+from torch_max_backend.ops.constants import tensor_constant
 from torch_max_backend.ops.cpu_attention import additive
 from torch_max_backend.ops.matmul import linear, matmul
 from torch_max_backend.ops.normalization import softmax
@@ -48,7 +51,7 @@ def attention(
     lead = list(query.shape)[:-2]
     q, k, v = (_rank4(x) for x in (query, key, value))
     if mask is not None:
-        mask = _rank4_mask(mask, lead)
+        mask = _rank4_mask(_known_additive(mask, accumulation_dtype(q.dtype)), lead)
     if cpu_attention.takes(q, k, v):
         out = cpu_attention.cpu_attention(q, k, v, mask, causal, scale)
     else:
@@ -171,23 +174,41 @@ def _swap(x: TensorValue) -> TensorValue:
 
 
 def _bias(
-    mask: TensorValue | None, causal: bool, scores: list[Dim], dtype: DType
+    mask: TensorValue | None, causal: bool, scores: list[Dim], dtype: DType, device: DeviceRef
 ) -> tuple[TensorValue, TensorValue | None]:
     """(additive mask, bool of the keys a row keeps or None when every row keeps some)."""
-    device = mask.device if mask is not None else DeviceRef.CPU()
     if mask is None:
-        keep = reshape(diagonal_mask(scores[2], scores[3], 0, device), [1, 1, *scores[2:]])
-        return additive(keep, dtype), None
-    if causal:
-        lower = reshape(diagonal_mask(scores[2], scores[3], 0, device), [1, 1, *scores[2:]])
-        if mask.dtype == DType.bool:
-            mask = ops.logical_and(mask, lower)
-        else:
-            mask = ops.cast(mask, dtype) + additive(lower, dtype)
+        return _causal_bias(scores, dtype, device), None
+    if causal and mask.dtype == DType.bool:
+        lower = diagonal_mask(scores[2], scores[3], 0, device)
+        mask = ops.logical_and(mask, reshape(lower, [1, 1, *scores[2:]]))
+    elif causal:
+        mask = ops.cast(mask, dtype) + _causal_bias(scores, dtype, device)
     if mask.dtype == DType.bool:
         return additive(mask, dtype), mask
     mask = ops.cast(mask, dtype)
     return mask, mask > ops.constant(-math.inf, dtype, device=device)
+
+
+def _causal_bias(scores: list[Dim], dtype: DType, device: DeviceRef) -> TensorValue:
+    """(1, 1, L, S): what is added to scores so that no query sees a later key."""
+    rows, columns = static(scores[2]), static(scores[3])
+    if rows is None or columns is None:
+        keep = diagonal_mask(scores[2], scores[3], 0, device)
+        return reshape(additive(keep, dtype), [1, 1, *scores[2:]])
+    with context.real_tensors():
+        hidden = torch.full((1, 1, rows, columns), -math.inf, dtype=to_torch(dtype)).triu(1)
+    return tensor_constant(hidden, device)
+
+
+def _known_additive(mask: TensorValue, dtype: DType) -> TensorValue:
+    """A bool mask that is a constant as the one that is added, other masks as they are."""
+    keep = context.constant_of(mask) if mask.dtype == DType.bool else None
+    if keep is None:
+        return mask
+    with context.real_tensors():
+        hidden = torch.where(keep, 0.0, -math.inf).to(to_torch(dtype))
+    return tensor_constant(hidden, mask.device)
 
 
 def _zero_empty_rows(out: TensorValue, keeps: TensorValue | None) -> TensorValue:
@@ -215,11 +236,7 @@ def composed_attention(
     scores = ops.cast(linear(q, k), wide) * scale
     keeps = None
     if mask is not None or causal:
-        if mask is None:
-            lower = diagonal_mask(scores.shape[2], scores.shape[3], 0, q.device)
-            bias = additive(reshape(lower, [1, 1, *lower.shape]), wide)
-        else:
-            bias, keeps = _bias(mask, causal, list(scores.shape), wide)
+        bias, keeps = _bias(mask, causal, list(scores.shape), wide, q.device)
         scores = scores + bias
     weights = softmax(scores, -1)
     out = matmul(cast(weights, q.dtype), v)

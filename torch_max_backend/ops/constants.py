@@ -7,11 +7,12 @@ from max.graph import DeviceRef, TensorValue, ops
 
 from torch_max_backend.context import real_tensors
 from torch_max_backend.dtypes import to_max
+from torch_max_backend.scalars import scalar
 
 
 def constant(value: float, x: TensorValue) -> TensorValue:
     """A 0-d constant of x's dtype on x's device."""
-    return ops.constant(value if x.dtype.is_float() else int(value), x.dtype, device=x.device)
+    return scalar(value if x.dtype.is_float() else int(value), x.dtype, x.device)
 
 
 def tensor_constant(tensor: torch.Tensor, device: DeviceRef) -> TensorValue:

@@ -73,14 +73,14 @@ def _extreme(x: TensorValue, axis: int, reduce, start: float) -> TensorValue:
 def any_axis(x: TensorValue, axis: int) -> TensorValue:
     """Whether one is True."""
     if _is_empty(x):
-        return ops.cast(_filled(ops.cast(x, DType.int32), axis, 0), DType.bool)
+        return _filled(x, axis, 0)
     return ops.max(ops.cast(x, DType.int32), axis=axis) > 0
 
 
 def all_axis(x: TensorValue, axis: int) -> TensorValue:
     """Whether all are True."""
     if _is_empty(x):
-        return ops.cast(_filled(ops.cast(x, DType.int32), axis, 1), DType.bool)
+        return _filled(x, axis, 1)
     return ops.min(ops.cast(x, DType.int32), axis=axis) > 0
 
 

@@ -12,6 +12,7 @@ from max.graph import DeviceRef, Dim, StaticDim, TensorType, TensorValue, ops
 from torch_max_backend.context import expected_shape
 from torch_max_backend.dims import IntLike, dim_value, known_as, static, symbol_for
 from torch_max_backend.promotion import as_tensor
+from torch_max_backend.scalars import number_of
 
 _NO_LIMIT = 1 << 62
 _LARGEST_CONSTANT = 1 << 20
@@ -140,9 +141,8 @@ def slice_axis(
         begin, end = _unclamped(start, length, Dim(0)), _unclamped(stop, length, length)
         if known_as((end - begin + (step - 1)) // step) == Dim(size):  # torch did not clamp them
             return ops.slice_tensor(x, [*before, slice(begin, end, step), *after])
-    first_value = _bound(start, length, 0)
-    last_value = _bound(stop, length, None)
-    bounds = slice(first_value, ops.max(last_value, first_value), step)
+    low, high = _bound(start, length, 0), _bound(stop, length, None)
+    bounds = slice(low, high if number_of(low) == 0 else ops.max(high, low), step)
     return ops.slice_tensor(x, [*before, (bounds, Dim(size)), *after])
 
 
@@ -161,7 +161,12 @@ def _bound(bound: IntLike | TensorValue | None, length: Dim, default: int | None
     if isinstance(bound, int):
         if bound >= _NO_LIMIT:
             return whole
-        value = whole + bound if bound < 0 else dim_value(bound)
+        n = static(length)
+        if n is not None:
+            return dim_value(slice(bound, None).indices(n)[0])
+        if bound >= 0:
+            return ops.min(dim_value(bound), whole)
+        value = whole + bound
     else:
         value = bound if isinstance(bound, TensorValue) else dim_value(bound)
         value = ops.where(value < 0, value + whole, value)
@@ -182,9 +187,12 @@ def select(x: TensorValue, dim: int, index: IntLike | TensorValue) -> TensorValu
             else slice_axis(x, axis, at, at + 1, 1, 1)
         )
         return drop_axes(one, [axis])
-    value = index if isinstance(index, TensorValue) else dim_value(index)
     whole = dim_value(x.shape[axis])
-    value = ops.where(value < 0, value + whole, value)
+    if isinstance(index, int):
+        value = whole + index
+    else:
+        value = index if isinstance(index, TensorValue) else dim_value(index)
+        value = ops.where(value < 0, value + whole, value)
     at_device = ops.reshape(value, [1]).to(x.device)
     return drop_axes(ops.gather(x, at_device, axis), [axis])
 
@@ -317,14 +325,16 @@ def positions(
         for step, index in zip(steps, np.indices(sizes), strict=True):
             places += step * index
         return ops.constant(places, DType.int64, device=device)
-    result = dim_value(offset).to(device)
+    begin = dim_value(offset).to(device)
+    result = None if static(offset) == 0 else begin
     for axis, step in enumerate(strides):
         if step != 0:
             line: list[IntLike] = [1] * len(shape)
             line[axis] = shape[axis]
             index = reshape(iota(shape[axis], device), line)
-            result = result + (index if step == 1 else index * dim_value(step).to(device))
-    return broadcast(result, shape)
+            index = index if step == 1 else index * dim_value(step).to(device)
+            result = index if result is None else result + index
+    return broadcast(begin if result is None else result, shape)
 
 
 def pad_constant(x: TensorValue, pad: Sequence[IntLike], value: object) -> TensorValue:
@@ -343,12 +353,10 @@ def pad_constant(x: TensorValue, pad: Sequence[IntLike], value: object) -> Tenso
         paddings[2 * axis], paddings[2 * axis + 1] = max(before, 0), max(after, 0)
     if not any(paddings):
         return x
-    fill = as_tensor(value, x.dtype, DeviceRef.CPU())
+    kind = DType.uint8 if x.dtype == DType.bool else x.dtype
+    fill = as_tensor(value, kind, DeviceRef.CPU())
     if x.dtype == DType.bool:
-        return ops.cast(
-            ops.pad(ops.cast(x, DType.uint8), paddings, value=ops.cast(fill, DType.uint8)),
-            DType.bool,
-        )
+        return ops.cast(ops.pad(ops.cast(x, kind), paddings, value=fill), DType.bool)
     if any(static(d) == 0 for d in x.shape):
         return broadcast(as_tensor(value, x.dtype, x.device), expected_shape())
     return ops.pad(x, paddings, value=fill)

@@ -11,8 +11,20 @@ from max.dtype import DType
 from max.graph import TensorValue, ops
 
 from torch_max_backend.ops import float64
-from torch_max_backend.ops.comparison import is_inf, is_nan, less, less_equal, not_equal, signbit
+from torch_max_backend.ops.arithmetic import absolute
+from torch_max_backend.ops.comparison import (
+    decided_by,
+    equal,
+    greater_equal,
+    is_inf,
+    is_nan,
+    less,
+    less_equal,
+    not_equal,
+    signbit,
+)
 from torch_max_backend.ops.constants import constant
+from torch_max_backend.scalars import cast_scalar, floor_div, number_of
 
 
 def erf(x: TensorValue) -> TensorValue:
@@ -98,17 +110,20 @@ def acos(x: TensorValue) -> TensorValue:
 def power(x: TensorValue, y: TensorValue) -> TensorValue:
     """x ** y; integer powers by squaring, wrapping as torch's do."""
     if x.dtype.is_float():
-        return _signed_power(_power_of_size(ops.abs(x), y), x, y)
+        return _signed_power(_power_of_size(absolute(x), y), x, y)
+    number = number_of(y)
+    if number is not None and number > 0:
+        return _whole_power(x, int(number))
     one, zero = constant(1, x), constant(0, x)
     result, base, rest = ops.where(ops.equal(x, x), one, one), x, y
     for _ in range(6 if x.dtype in (DType.int64, DType.int32) else 4):
         odd = not_equal(ops.mod(rest, constant(2, x)), zero)
         result = ops.where(odd, result * base, result)
-        base, rest = base * base, ops.floor_div(rest, constant(2, x))
+        base, rest = base * base, floor_div(rest, constant(2, x))
     if x.dtype.is_unsigned_integral():
         return result
     # a negative exponent is 1 / x ** -y, truncated: only +-1 are not 0
-    unit = ops.logical_or(ops.equal(x, one), ops.equal(x, zero - one))
+    unit = ops.logical_or(ops.equal(x, one), ops.equal(x, constant(-1, x)))
     even = ops.equal(ops.mod(y, constant(2, x)), zero)
     inverse = ops.where(unit, ops.where(even, one, x), zero)
     return ops.where(less(y, zero), inverse, result)
@@ -117,26 +132,42 @@ def power(x: TensorValue, y: TensorValue) -> TensorValue:
 def _power_of_size(size: TensorValue, y: TensorValue) -> TensorValue:
     """size ** y for size >= 0, right but where 0 and infinity meet as factors."""
     if size.dtype == DType.float64:
-        return float64.exp(y * float64.log(size))
+        return float64.exp(y * _log_of_size(size))
     if size.device.is_cpu():  # MAX's is 10 units off in float32
-        wide = [ops.cast(v, DType.float64) for v in (size, y)]
+        wide = [cast_scalar(v, DType.float64) for v in (size, y)]
         return ops.cast(_power_of_size(wide[0], wide[1]), size.dtype)
     return ops.pow(size, y)
+
+
+def _log_of_size(size: TensorValue) -> TensorValue:
+    """log(size) of a float64 >= 0."""
+    number = number_of(size)
+    if number is None:
+        return float64.log(size)
+    return constant(math.log(number) if number else -math.inf, size)
 
 
 def _signed_power(size: TensorValue, x: TensorValue, y: TensorValue) -> TensorValue:
     """x ** y from |x| ** y, with the special values of C's pow."""
     zero, one, nan = constant(0, x), constant(1, x), constant(math.nan, x)
-    whole = ops.equal(ops.floor(y), y)
-    halved = y * constant(0.5, y)
-    odd = ops.logical_and(whole, not_equal(ops.floor(halved), halved))
-    negative = less(x, zero)
-    out = ops.where(ops.logical_and(odd, signbit(x)), ops.negate(size), size)
-    undefined = ops.logical_and(negative, ops.logical_not(ops.logical_or(whole, is_inf(x))))
-    out = ops.where(ops.logical_or(undefined, ops.logical_or(is_nan(x), is_nan(y))), nan, out)
-    unit = ops.logical_and(ops.equal(x, constant(-1, x)), is_inf(y))
-    unit = ops.logical_or(unit, ops.logical_or(ops.equal(x, one), ops.equal(y, zero)))
+    out = ops.where(ops.logical_and(_is_odd(y), signbit(x)), ops.negate(size), size)
+    defined = ops.logical_or(ops.logical_or(_is_whole(y), is_inf(x)), greater_equal(x, zero))
+    unknown = ops.logical_or(is_nan(x), is_nan(y))
+    out = ops.where(ops.logical_or(ops.logical_not(defined), unknown), nan, out)
+    unit = ops.logical_and(equal(x, constant(-1, x)), is_inf(y))
+    unit = ops.logical_or(unit, ops.logical_or(equal(x, one), equal(y, zero)))
     return ops.where(unit, one, out)
+
+
+@decided_by(lambda number: not math.isfinite(number) or number == math.floor(number))
+def _is_whole(x: TensorValue) -> TensorValue:
+    return ops.equal(ops.floor(x), x)
+
+
+@decided_by(lambda number: math.isfinite(number) and number % 2 == 1)
+def _is_odd(x: TensorValue) -> TensorValue:
+    halved = x * constant(0.5, x)
+    return ops.logical_and(_is_whole(x), not_equal(ops.floor(halved), halved))
 
 
 def power_scalar(x: TensorValue, exponent: TensorValue | float) -> TensorValue:
@@ -147,7 +178,7 @@ def power_scalar(x: TensorValue, exponent: TensorValue | float) -> TensorValue:
             return ops.sqrt(x)
         if exponent == 0:
             return ops.where(ops.equal(x, x), constant(1, x), constant(1, x))
-        if exponent == int(exponent) and abs(exponent) <= 8 and (real or exponent > 0):
+        if abs(exponent) <= 8 and exponent == int(exponent) and (real or exponent > 0):
             product = _whole_power(x, abs(int(exponent)))
             return product if exponent > 0 else constant(1, x) / product
     if not isinstance(exponent, TensorValue):

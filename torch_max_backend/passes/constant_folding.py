@@ -29,7 +29,6 @@ _UNDEFINED = {
     aten.new_empty.default,
     aten.new_empty_strided.default,
 }
-_ARANGES = {aten.arange.default, aten.arange.start, aten.arange.start_step}
 _FILLS = {aten.full.default, aten.full_like.default, aten.scalar_tensor.default}
 _VIEWS = {aten.alias.default, aten.expand.default, aten.unsqueeze.default, aten.view.default}
 _COPIES = {
@@ -112,11 +111,7 @@ def _is_made_in_place(node: Node) -> bool:
     source = node
     while source.target in _VIEWS or source.target in _COPIES:
         source = source.all_input_nodes[0]
-    if source.target in _FILLS:
-        return True
-    while node.target in _VIEWS:
-        node = node.all_input_nodes[0]
-    return node.target in _ARANGES
+    return source.target in _FILLS
 
 
 def _replace(gm: GraphModule, node: Node, value: torch.Tensor) -> None:

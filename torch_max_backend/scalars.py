@@ -1,0 +1,60 @@
+"""0-d constants whose numbers a lowering can read back and compute with.
+
+MAX folds an operation on constants by compiling a kernel for it and running that: ten seconds for
+the first one of a program. What is known while lowering is therefore computed while lowering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeAlias
+
+import numpy as np
+from max.dtype import DType
+from max.graph import DeviceRef, TensorValue, ops
+
+Number: TypeAlias = bool | int | float
+
+_known: ContextVar[dict[int, tuple[TensorValue, Number]]] = ContextVar("numbers by their value")
+
+
+@contextmanager
+def remembered_numbers() -> Iterator[None]:
+    """Lets :func:`number_of` find the constants that a block makes."""
+    token = _known.set({})
+    try:
+        yield
+    finally:
+        _known.reset(token)
+
+
+def scalar(number: Number, dtype: DType, device: DeviceRef) -> TensorValue:
+    """A 0-d constant."""
+    value = ops.constant(number, dtype, device=device)
+    held = float(np.float32(number)) if dtype == DType.float32 else number
+    _known.get({})[id(value)] = value, held
+    return value
+
+
+def number_of(value: TensorValue) -> Number | None:
+    """What a constant made by :func:`scalar` holds; None for other values."""
+    return _known.get({}).get(id(value), (None, None))[1]
+
+
+def cast_scalar(value: TensorValue, dtype: DType) -> TensorValue:
+    """A value in another dtype; a number stays one."""
+    if value.dtype == dtype:
+        return value
+    number = number_of(value)
+    return ops.cast(value, dtype) if number is None else scalar(number, dtype, value.device)
+
+
+def floor_div(x: TensorValue, y: TensorValue) -> TensorValue:
+    """floor(x / y) of integers."""
+    if x.dtype.is_integral() and number_of(y) is not None:
+        y = ops.min(
+            ops.max(x, y), y
+        )  # MAX asks for the sign of y: as a constant it would be folded
+    return ops.floor_div(x, y)
