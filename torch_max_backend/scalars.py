@@ -33,13 +33,16 @@ def remembered_numbers() -> Iterator[None]:
 def scalar(number: Number, dtype: DType, device: DeviceRef) -> TensorValue:
     """A 0-d constant."""
     value = ops.constant(number, dtype, device=device)
-    held = float(np.float32(number)) if dtype == DType.float32 else number
-    _known.get({})[id(value)] = value, held
+    if dtype == DType.float32:
+        with np.errstate(over="ignore"):
+            number = float(np.float32(number))
+    if dtype in (DType.float32, DType.float64) or not dtype.is_float():
+        _known.get({})[id(value)] = value, number
     return value
 
 
 def number_of(value: TensorValue) -> Number | None:
-    """What a constant made by :func:`scalar` holds; None for other values."""
+    """What a constant made by :func:`scalar` holds; None for other values and for narrow floats."""
     return _known.get({}).get(id(value), (None, None))[1]
 
 
@@ -48,13 +51,13 @@ def cast_scalar(value: TensorValue, dtype: DType) -> TensorValue:
     if value.dtype == dtype:
         return value
     number = number_of(value)
-    return ops.cast(value, dtype) if number is None else scalar(number, dtype, value.device)
+    if number is None or (isinstance(number, float) and not dtype.is_float()):
+        return ops.cast(value, dtype)
+    return scalar(number, dtype, value.device)
 
 
 def floor_div(x: TensorValue, y: TensorValue) -> TensorValue:
     """floor(x / y) of integers."""
     if x.dtype.is_integral() and number_of(y) is not None:
-        y = ops.min(
-            ops.max(x, y), y
-        )  # MAX asks for the sign of y: as a constant it would be folded
+        y = ops.min(ops.max(x, y), y)  # y, not as a constant: MAX would fold y < 0
     return ops.floor_div(x, y)
