@@ -78,6 +78,12 @@ def test_an_expanded_constant_stays_small():
     assert constant.shape == (4,)
 
 
+def test_what_is_made_like_an_input():
+    gm = trace(lambda x: x + (torch.ones_like(x).cumsum(0) / 2), torch.randn(3, 4))
+    (constant,) = constants(gm)
+    assert constant[:, 0].tolist() == [0.5, 1.0, 1.5]
+
+
 def test_a_large_constant_is_computed_where_it_is_used(monkeypatch):
     monkeypatch.setattr(constant_folding, "LARGEST", 15)
     assert not constants(trace(lambda x: x + torch.arange(4).float() * 2, torch.randn(3, 4)))

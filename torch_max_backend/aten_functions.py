@@ -407,7 +407,7 @@ def _full(value: Scalar, result: int | None = None) -> TensorValue:
     """A constant of the shape, dtype and device that torch computed for this node."""
     fake = expected(result)
     device = to_device_ref(fake.device)
-    return shape.broadcast(as_tensor(value, to_max(fake.dtype), device), expected_shape(result))
+    return shape.filled(value, expected_shape(result), to_max(fake.dtype), device)
 
 
 @lowering(aten.full.default)
@@ -774,7 +774,7 @@ def aten_scatter_value(
     self: TensorValue, dim: int, index: TensorValue, value: Scalar
 ) -> TensorValue:
     """scatter.value(Tensor self, int dim, Tensor index, Scalar value) -> Tensor"""
-    source = shape.broadcast(as_tensor(value, self.dtype, self.device), list(index.shape))
+    source = shape.filled(value, list(index.shape), self.dtype, self.device)
     return indexing.scatter(self, dim, index, source)
 
 
@@ -783,7 +783,7 @@ def aten_scatter_value_reduce(
     self: TensorValue, dim: int, index: TensorValue, value: Scalar, *, reduce: str
 ) -> TensorValue:
     """scatter.value_reduce(Tensor self, int dim, Tensor index, Scalar value, *, str reduce) -> Tensor"""
-    source = shape.broadcast(as_tensor(value, self.dtype, self.device), list(index.shape))
+    source = shape.filled(value, list(index.shape), self.dtype, self.device)
     return indexing.scatter(self, dim, index, source, reduce)
 
 

@@ -11,7 +11,7 @@ from max.graph import DeviceRef, TensorValue, ops
 from torch.utils._sympy import functions as symbolic
 
 from torch_max_backend.errors import MaxBackendError
-from torch_max_backend.scalars import cast_scalar, floor_div, scalar
+from torch_max_backend.scalars import cast_scalar, scalar
 
 
 def evaluate(expr: sympy.Expr, symbol: Callable[[str], TensorValue]) -> TensorValue:
@@ -69,6 +69,11 @@ def _same(rule: Callable[..., TensorValue]) -> Callable[..., TensorValue]:
     return apply
 
 
+def _floor_div(a: TensorValue, b: TensorValue) -> TensorValue:
+    """floor(a / b) of sizes. MAX's asks for the sign of b, and folds that for a number."""
+    return _integer(ops.div(_real(a - ops.mod(a, b)), _real(b)))
+
+
 def _integer(x: TensorValue) -> TensorValue:
     return ops.cast(x, DType.int64)
 
@@ -91,8 +96,8 @@ _RULES: dict[type, Callable[..., TensorValue]] = {
     symbolic.Max: _same(ops.max),
     symbolic.Min: _same(ops.min),
     symbolic.ToFloat: _real,
-    symbolic.FloorDiv: floor_div,
-    symbolic.CleanDiv: floor_div,
+    symbolic.FloorDiv: _floor_div,
+    symbolic.CleanDiv: _floor_div,
     symbolic.Mod: ops.mod,
     symbolic.PythonMod: ops.mod,
     symbolic.IntTrueDiv: lambda a, b: ops.div(_real(a), _real(b)),

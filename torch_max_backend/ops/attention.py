@@ -25,6 +25,7 @@ from torch_max_backend.ops.shape import (
     agree,
     broadcast,
     diagonal_mask,
+    filled,
     join,
     permute,
     reshape,
@@ -141,8 +142,8 @@ def _widened(x: TensorValue, missing: IntLike) -> TensorValue:
     """Zeros after the last axis; they add nothing to a score and are cut from the result."""
     if static(missing) == 0:
         return x
-    zero = ops.constant(0, x.dtype, device=x.device)
-    return join([x, broadcast(zero, [*list(x.shape)[:-1], missing])], -1)
+    zeros = filled(0, [*list(x.shape)[:-1], missing], x.dtype, x.device)
+    return join([x, zeros], -1)
 
 
 def _flash_gpu(

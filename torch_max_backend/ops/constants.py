@@ -18,5 +18,7 @@ def constant(value: float, x: TensorValue) -> TensorValue:
 def tensor_constant(tensor: torch.Tensor, device: DeviceRef) -> TensorValue:
     """A real tensor's numbers on a device; AOTAutograd's fake tensor mode may be active."""
     with real_tensors():  # MAX asks the tensor where its memory is
+        if not tensor.ndim:
+            return scalar(tensor.item(), to_max(tensor.dtype), device)
         numbers = tensor.detach().cpu().contiguous()
         return ops.constant(numbers, to_max(tensor.dtype), device=device)

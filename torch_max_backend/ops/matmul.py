@@ -8,9 +8,8 @@ from max.graph import TensorType, TensorValue, ops
 from torch_max_backend.context import strided_operand
 from torch_max_backend.dims import static
 from torch_max_backend.ops.rounding import cast
-from torch_max_backend.ops.shape import agree, broadcast, drop_axes, reshape
+from torch_max_backend.ops.shape import agree, drop_axes, filled, reshape
 from torch_max_backend.promotion import accumulation_dtype
-from torch_max_backend.scalars import scalar
 from torch_max_backend.views import dense_strides
 
 
@@ -41,7 +40,7 @@ def _product(a: TensorValue, right: TensorValue, turned: bool, dtype: DType | No
     columns = right.shape[-2 if turned else -1]
     right = agree(right, [*lead, columns, depth] if turned else [*lead, depth, columns])
     if _is_empty(a, right):
-        return broadcast(scalar(0, dtype or a.dtype, a.device), [*lead, rows, columns])
+        return filled(0, [*lead, rows, columns], dtype or a.dtype, a.device)
     if a.device.is_cpu() and a.dtype.is_float():
         return _cpu_product(a, right, turned, dtype)
     if a.device.is_cpu() and a.dtype == DType.int8:

@@ -11,8 +11,9 @@ from max.graph import DeviceRef, TensorValue, ops
 from torch_max_backend.dims import static
 from torch_max_backend.ops.comparison import nonzero_bool
 from torch_max_backend.ops.constants import constant
-from torch_max_backend.ops.shape import broadcast, drop_axes, normalize_dim, reshape
+from torch_max_backend.ops.shape import drop_axes, filled, normalize_dim, reshape
 from torch_max_backend.ops.transcendental import exp, log, power_scalar
+from torch_max_backend.scalars import scalar
 
 
 def _is_empty(x: TensorValue) -> bool:
@@ -21,7 +22,7 @@ def _is_empty(x: TensorValue) -> bool:
 
 def _filled(x: TensorValue, axis: int, value: float) -> TensorValue:
     shape = [1 if i == axis else d for i, d in enumerate(x.shape)]
-    return broadcast(constant(value, x), shape)
+    return filled(value, shape, x.dtype, x.device)
 
 
 def sum_axis(x: TensorValue, axis: int) -> TensorValue:
@@ -87,11 +88,7 @@ def all_axis(x: TensorValue, axis: int) -> TensorValue:
 def arg_extreme(x: TensorValue, dim: int | None, keepdim: bool, *, largest: bool) -> TensorValue:
     """int64 index of the first maximum or minimum; the first NaN wins."""
     if not x.rank:
-        return (
-            ops.cast(x * constant(0, x), DType.int64)
-            if not x.dtype.is_float()
-            else ops.cast(ops.where(ops.is_nan(x), constant(0, x), constant(0, x)), DType.int64)
-        )
+        return scalar(0, DType.int64, x.device)
     rank = x.rank
     if dim is None:
         x = reshape(x, [-1])

@@ -6,17 +6,22 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 from max.dtype import DType
 from max.graph import DeviceRef, Dim, StaticDim, TensorType, TensorValue, ops
 
-from torch_max_backend.context import expected_shape
+from torch_max_backend.context import expected_shape, real_tensors
 from torch_max_backend.dims import IntLike, dim_value, known_as, static, symbol_for
-from torch_max_backend.promotion import as_tensor
-from torch_max_backend.scalars import number_of
+from torch_max_backend.dtypes import to_torch
+from torch_max_backend.ops.constants import tensor_constant
+from torch_max_backend.promotion import Operand, as_tensor
+from torch_max_backend.scalars import Number, number_of
 
 _NO_LIMIT = 1 << 62
 _LARGEST_CONSTANT = 1 << 20
 """Elements of a constant: MAX would compute it while compiling, by compiling kernels for that."""
+_LARGEST_FILL = 1 << 14
+"""Elements of a constant that is one number: beyond it reading them would cost time."""
 
 
 def normalize_dim(dim: int, rank: int) -> int:
@@ -93,6 +98,22 @@ def broadcast(x: TensorValue, shape: Sequence[IntLike]) -> TensorValue:
     target = [Dim(d) for d in shape]
     x = agree(x, target)
     return x if list(x.shape) == target else ops.broadcast_to(x, target)
+
+
+def filled(
+    value: Operand, shape: Sequence[IntLike], dtype: DType, device: DeviceRef
+) -> TensorValue:
+    """One number in every place.
+
+    As a small constant where all is known: for a kernel that is not element-wise MAX would make
+    the same constant, by compiling a kernel for that.
+    """
+    sizes = [n for n in map(static, shape) if n is not None]
+    known = isinstance(value, Number) and 0 < len(sizes) == len(shape)
+    if known and math.prod(sizes) <= _LARGEST_FILL:
+        with real_tensors():
+            return tensor_constant(torch.full(sizes, value, dtype=to_torch(dtype)), device)
+    return broadcast(as_tensor(value, dtype, device), shape)
 
 
 def agree(x: TensorValue, shape: Sequence[Dim]) -> TensorValue:
@@ -358,14 +379,14 @@ def pad_constant(x: TensorValue, pad: Sequence[IntLike], value: object) -> Tenso
     if x.dtype == DType.bool:
         return ops.cast(ops.pad(ops.cast(x, kind), paddings, value=fill), DType.bool)
     if any(static(d) == 0 for d in x.shape):
-        return broadcast(as_tensor(value, x.dtype, x.device), expected_shape())
+        return filled(value, expected_shape(), x.dtype, x.device)
     return ops.pad(x, paddings, value=fill)
 
 
 def _pad_axis(x: TensorValue, axis: int, before: IntLike, value: object) -> TensorValue:
     """Pads or cuts one axis by symbolic sizes: each place takes its element or the one fill."""
     edge = [*list(x.shape)[:axis], 1, *list(x.shape)[axis + 1 :]]
-    fill = broadcast(as_tensor(value, x.dtype, x.device), edge)
+    fill = filled(value, edge, x.dtype, x.device)
     places = iota(expected_shape()[axis], x.device) - dim_value(before).to(x.device)
     inside = ops.logical_and(places >= 0, places < dim_value(x.shape[axis]).to(x.device))
     index = ops.where(inside, places + 1, as_tensor(0, DType.int64, x.device))

@@ -65,6 +65,9 @@ def _constants(gm: GraphModule) -> dict[Node, Any]:
                 value = getattr(gm, str(node.target))
                 if isinstance(value, torch.Tensor):
                     values[node] = value.cpu()
+            elif node.target is aten.full_like.default and _is_known_fill(node):
+                fake = node.meta["val"]
+                values[node] = torch.full(fake.shape, node.args[1], dtype=fake.dtype)
             elif node.op == "call_function" and _is_constant(node, values):
                 values[node] = _evaluate(node, values)
     return values
@@ -87,6 +90,11 @@ def _is_constant(node: Node, values: Mapping[Node, Any]) -> bool:
         and torch.Tag.nondeterministic_seeded not in target.tags
         and target not in _UNDEFINED
     )
+
+
+def _is_known_fill(node: Node) -> bool:
+    """Of its tensor a fill takes the shape alone."""
+    return isinstance(node.args[1], bool | int | float) and _is_static(node.meta["val"])
 
 
 def _is_static(result: torch.Tensor) -> bool:
