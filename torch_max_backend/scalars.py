@@ -54,10 +54,3 @@ def cast_scalar(value: TensorValue, dtype: DType) -> TensorValue:
     if number is None or (isinstance(number, float) and not dtype.is_float()):
         return ops.cast(value, dtype)
     return scalar(number, dtype, value.device)
-
-
-def floor_div(x: TensorValue, y: TensorValue) -> TensorValue:
-    """floor(x / y) of integers."""
-    if x.dtype.is_integral() and number_of(y) is not None:
-        y = ops.min(ops.max(x, y), y)  # y, not as a constant: MAX would fold y < 0
-    return ops.floor_div(x, y)

@@ -22,7 +22,7 @@ from torch_max_backend.ops.comparison import (
 )
 from torch_max_backend.ops.constants import constant
 from torch_max_backend.ops.rounding import cast
-from torch_max_backend.scalars import cast_scalar, floor_div, number_of
+from torch_max_backend.scalars import cast_scalar, number_of
 
 
 def absolute(x: TensorValue) -> TensorValue:
@@ -80,6 +80,13 @@ def _times_zero(x: TensorValue, zero: TensorValue) -> TensorValue:
     signed = ops.where(signbit(x), constant(-0.0, x), constant(0.0, x))
     out = ops.where(is_finite(x), signed, constant(math.nan, x))
     return out + zero  # in the shape of both
+
+
+def floor_div(x: TensorValue, y: TensorValue) -> TensorValue:
+    """floor(x / y) of integers."""
+    if number_of(y) is not None:
+        y = ops.min(ops.max(x, y), y)  # y, not as a constant: MAX would fold y < 0
+    return ops.floor_div(x, y)
 
 
 def divide(x: TensorValue, y: TensorValue, rounding_mode: str | None = None) -> TensorValue:

@@ -11,7 +11,7 @@ from max.dtype import DType
 from max.graph import TensorValue, ops
 
 from torch_max_backend.ops import float64
-from torch_max_backend.ops.arithmetic import absolute
+from torch_max_backend.ops.arithmetic import absolute, floor_div
 from torch_max_backend.ops.comparison import (
     decided_by,
     equal,
@@ -24,7 +24,7 @@ from torch_max_backend.ops.comparison import (
     signbit,
 )
 from torch_max_backend.ops.constants import constant
-from torch_max_backend.scalars import cast_scalar, floor_div, number_of
+from torch_max_backend.scalars import cast_scalar, number_of
 
 
 def erf(x: TensorValue) -> TensorValue:
