@@ -164,6 +164,14 @@ def symbolic() -> Iterator[Case]:
             exact=name != "size_root",
         )
 
+    yield Case(
+        "size_quotients-symbolic",  # 49 * (1 / 49) is less than 1
+        lambda x: (x * int(x.shape[0] / 49), x * (x.shape[0] // 49), x / (x.shape[0] / 49)),
+        [randn(49, 2)],
+        dynamic=True,
+        others=[[randn(98, 3)], [randn(97, 4)]],
+    )
+
 
 def factories() -> Iterator[Case]:
     for name, function in {

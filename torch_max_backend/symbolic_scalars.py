@@ -11,7 +11,7 @@ from max.graph import DeviceRef, TensorValue, ops
 from torch.utils._sympy import functions as symbolic
 
 from torch_max_backend.errors import MaxBackendError
-from torch_max_backend.scalars import cast_scalar, scalar
+from torch_max_backend.scalars import cast_scalar, number_of, scalar
 
 
 def evaluate(expr: sympy.Expr, symbol: Callable[[str], TensorValue]) -> TensorValue:
@@ -70,8 +70,24 @@ def _same(rule: Callable[..., TensorValue]) -> Callable[..., TensorValue]:
 
 
 def _floor_div(a: TensorValue, b: TensorValue) -> TensorValue:
-    """floor(a / b) of sizes. MAX's asks for the sign of b, and folds that for a number."""
-    return _integer(ops.div(_real(a - ops.mod(a, b)), _real(b)))
+    """floor(a / b) of sizes, which float64 holds.
+
+    MAX's asks for the sign of b and, where b is a number, folds that, as it does 1 / b.
+    """
+    number = number_of(b)
+    if not number:
+        return ops.floor_div(a, b)
+    return _integer(ops.round(_real(a - ops.mod(a, b)) * (1 / number)))
+
+
+def _quotient(a: TensorValue, b: TensorValue) -> TensorValue:
+    """a / b of float64; whole where it is whole, which MAX's product with 1 / b may miss."""
+    number = number_of(b)
+    if not number:
+        return ops.div(a, b)
+    product = a * (1 / number)
+    nearest = ops.round(product)
+    return ops.where(ops.equal(nearest * b, a), nearest, product)
 
 
 def _integer(x: TensorValue) -> TensorValue:
@@ -100,8 +116,8 @@ _RULES: dict[type, Callable[..., TensorValue]] = {
     symbolic.CleanDiv: _floor_div,
     symbolic.Mod: ops.mod,
     symbolic.PythonMod: ops.mod,
-    symbolic.IntTrueDiv: lambda a, b: ops.div(_real(a), _real(b)),
-    symbolic.FloatTrueDiv: lambda a, b: ops.div(_real(a), _real(b)),
+    symbolic.IntTrueDiv: lambda a, b: _quotient(_real(a), _real(b)),
+    symbolic.FloatTrueDiv: lambda a, b: _quotient(_real(a), _real(b)),
     symbolic.FloatPow: lambda a, b: ops.pow(_real(a), _real(b)),
     symbolic.PowByNatural: lambda a, b: _integer(ops.pow(_real(a), _real(b))),
     symbolic.TruncToInt: lambda a: _integer(ops.trunc(_real(a))),

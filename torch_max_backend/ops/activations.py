@@ -7,6 +7,7 @@ import math
 from max.dtype import DType
 from max.graph import TensorValue, ops
 
+from torch_max_backend.ops.arithmetic import quotient
 from torch_max_backend.ops.comparison import clamp, less, minimum
 from torch_max_backend.ops.constants import constant
 from torch_max_backend.ops.transcendental import erf, exp, expm1, log1p, tanh
@@ -36,18 +37,18 @@ def hardtanh(x: TensorValue, min_val: float = -1, max_val: float = 1) -> TensorV
 
 def hardsigmoid(x: TensorValue) -> TensorValue:
     """relu6(x + 3) / 6."""
-    return hardtanh(x + constant(3, x), 0, 6) / constant(6, x)
+    return quotient(hardtanh(x + constant(3, x), 0, 6), constant(6, x))
 
 
 def hardswish(x: TensorValue) -> TensorValue:
     """x * relu6(x + 3) / 6 (Howard et al., 2019)."""
-    return x * hardtanh(x + constant(3, x), 0, 6) / constant(6, x)
+    return quotient(x * hardtanh(x + constant(3, x), 0, 6), constant(6, x))
 
 
 def softplus(x: TensorValue, beta: float = 1, threshold: float = 20) -> TensorValue:
     """log(1 + exp(beta x)) / beta, linear above the threshold."""
     scaled = x * constant(beta, x)
-    smooth = log1p(exp(scaled)) / constant(beta, x)
+    smooth = quotient(log1p(exp(scaled)), constant(beta, x))
     return ops.where(scaled > constant(threshold, x), x, smooth)
 
 

@@ -22,7 +22,7 @@ from torch_max_backend.ops.comparison import (
 )
 from torch_max_backend.ops.constants import constant
 from torch_max_backend.ops.rounding import cast
-from torch_max_backend.scalars import cast_scalar, number_of
+from torch_max_backend.scalars import as_float32, cast_scalar, number_of
 
 
 def absolute(x: TensorValue) -> TensorValue:
@@ -89,13 +89,30 @@ def floor_div(x: TensorValue, y: TensorValue) -> TensorValue:
     return ops.floor_div(x, y)
 
 
+def quotient(x: TensorValue, y: TensorValue) -> TensorValue:
+    """x / y of floats.
+
+    MAX turns a division by a number into a product with 1 / y, rounded twice: 41 / 41 is less than
+    1 in float32. The product of float64 is right when it is rounded to float32.
+    """
+    number = number_of(y)
+    if number is None:
+        return ops.div(x, y)
+    inverse = 1 / number if number else math.copysign(math.inf, number)
+    if inverse == 0:
+        return _times_zero(x, constant(inverse, x))
+    if x.dtype != DType.float32 or not x.device.is_cpu() or as_float32(inverse) == inverse:
+        return x * constant(inverse, x)
+    wide = ops.cast(x, DType.float64)
+    return ops.cast(wide * constant(inverse, wide), x.dtype)
+
+
 def divide(x: TensorValue, y: TensorValue, rounding_mode: str | None = None) -> TensorValue:
     """x / y, exact, floored or truncated."""
     if rounding_mode is None:
-        return ops.div(x, y)
+        return quotient(x, y)
     if x.dtype.is_float():
-        quotient = ops.div(x, y)
-        return floor_divide(x, y) if rounding_mode == "floor" else ops.trunc(quotient)
+        return floor_divide(x, y) if rounding_mode == "floor" else _truncated(x, y)
     floored = floor_div(x, y)
     if rounding_mode == "floor":
         return floored
@@ -104,19 +121,26 @@ def divide(x: TensorValue, y: TensorValue, rounding_mode: str | None = None) -> 
     return floored + ops.cast(below, x.dtype)
 
 
+def _truncated(x: TensorValue, y: TensorValue) -> TensorValue:
+    """trunc(x / y), also of a multiple of y whose quotient was rounded to less."""
+    rounded = quotient(x, y)
+    nearest = ops.round(rounded)
+    return ops.where(ops.equal(nearest * y, x), nearest, ops.trunc(rounded))
+
+
 def floor_divide(x: TensorValue, y: TensorValue) -> TensorValue:
     """floor(x / y) without the rounding of the quotient, as Python's // does it."""
     if not x.dtype.is_float():
         return floor_div(x, y)
     rest, zero, one = fmod(x, y), constant(0, x), constant(1, x)
-    exact = ops.div(x, y)
-    quotient = ops.div(x - rest, y)
+    exact = quotient(x, y)
+    whole = quotient(x - rest, y)
     down = ops.logical_and(not_equal(rest, zero), not_equal(less(rest, zero), less(y, zero)))
-    quotient = ops.where(down, quotient - one, quotient)
-    nearest = ops.floor(quotient)
-    nearest = ops.where(quotient - nearest > constant(0.5, x), nearest + one, nearest)
+    whole = ops.where(down, whole - one, whole)
+    nearest = ops.floor(whole)
+    nearest = ops.where(whole - nearest > constant(0.5, x), nearest + one, nearest)
     signed = ops.where(not_equal(signbit(x), signbit(y)), constant(-0.0, x), zero)
-    nearest = ops.where(ops.equal(quotient, zero), signed, nearest)
+    nearest = ops.where(ops.equal(whole, zero), signed, nearest)
     return ops.where(equal(y, zero), exact, nearest)
 
 
@@ -145,7 +169,7 @@ def _modulo(x: TensorValue, y: TensorValue) -> TensorValue:
     high = times(y, 2.0**29)
     known = less(x, cast_scalar(times(high, 2.0**29), DType.float32))
     for step in (high, y):
-        rest = rest - ops.floor(rest / step) * step
+        rest = rest - ops.floor(quotient(rest, step)) * step
     rest = ops.where(less(rest, constant(0, rest)), rest + y, rest)
     rest = ops.where(ops.greater_equal(rest, y), rest - y, rest)
     return ops.where(known, ops.cast(rest, DType.float32), constant(math.nan, x))

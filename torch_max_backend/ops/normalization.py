@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 from max.dtype import DType
 from max.graph import DeviceRef, Dim, TensorValue, ops
 
@@ -217,5 +216,4 @@ def variance(
         zero = ops.constant(0.0, x.dtype, device=x.device)
         return squares / ops.max(count - correction, zero), mean
     degrees = max(count - correction, 0.0)
-    divisor = ops.constant(np.float64(degrees).item(), x.dtype, device=x.device)
-    return squares / divisor, mean
+    return arithmetic.quotient(squares, constant(degrees, x)), mean

@@ -48,8 +48,8 @@ def uniform(index: int | None = None) -> TensorValue:
     sample = ops.random.uniform(_like(DType.float32, _device(index), index))
     bits = {DType.float16: 11, DType.bfloat16: 8}.get(dtype)
     if bits is not None:  # rounding to half precision must not reach 1
-        scale = constant(2.0**bits, sample)
-        sample = ops.floor(sample * scale) / scale
+        scale = 2.0**bits
+        sample = ops.floor(sample * constant(scale, sample)) * constant(1 / scale, sample)
     return ops.cast(sample, dtype)
 
 

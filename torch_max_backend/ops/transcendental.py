@@ -11,7 +11,7 @@ from max.dtype import DType
 from max.graph import TensorValue, ops
 
 from torch_max_backend.ops import float64
-from torch_max_backend.ops.arithmetic import absolute, floor_div
+from torch_max_backend.ops.arithmetic import absolute, floor_div, quotient
 from torch_max_backend.ops.comparison import (
     decided_by,
     equal,
@@ -83,12 +83,12 @@ def log1p(x: TensorValue) -> TensorValue:
 
 def log2(x: TensorValue) -> TensorValue:
     """Logarithm to the base 2."""
-    return log(x) / constant(math.log(2), x)
+    return quotient(log(x), constant(math.log(2), x))
 
 
 def log10(x: TensorValue) -> TensorValue:
     """Logarithm to the base 10."""
-    return log(x) / constant(math.log(10), x)
+    return quotient(log(x), constant(math.log(10), x))
 
 
 def tan(x: TensorValue) -> TensorValue:
