@@ -104,13 +104,23 @@ def test_static_positions_are_one_constant(function):
     [
         lambda x: (x**5, x**-1.7, x**2.3, x**math.inf, 2.0**x, 0**x, (-2.0) ** x),
         lambda x: (x / 3, x / -0.1, x / 4, F.hardsigmoid(x), x.log10(), x.var(0), F.softplus(x, 3)),
+        lambda x: (x - torch.tensor([0.1, 0.2, 0.3, 0.4])) / torch.tensor([0.5, 0.6, 0.7, 0.8]),
         lambda x: (x % 3, x % -0.5, x.fmod(3), x // 3, x // -0.5, x.div(3, rounding_mode="trunc")),
         lambda x: (x.lerp(x[0], 0.3), x.lerp(x[0], 0.7)),
         lambda x: (x.clamp(-1, 1), x.clamp(max=0), F.hardswish(x), x.clamp(min=math.nan)),
         lambda x: (x.sign(), F.logsigmoid(x)),
         lambda x: (x.long() ** 9, x.long() // 3, x.long() % 3, x.long().sign()),
     ],
-    ids=["powers", "quotients", "remainders", "lerp", "clamp", "signs", "integers"],
+    ids=[
+        "powers",
+        "quotients",
+        "normalised colours",
+        "remainders",
+        "lerp",
+        "clamp",
+        "signs",
+        "integers",
+    ],
 )
 def test_numbers_are_computed_with_while_lowering(function):
     assert not folded(lowered(function, torch.randn(6, 4), dynamic=False))

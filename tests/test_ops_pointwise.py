@@ -344,13 +344,16 @@ def numbers() -> Iterator[Case]:
             case = Case(f"{name}_{divisor}-number", divide, [MODERATE], signed_zero=True)
             yield replace(case, thorough=(i + j) % 3 != 0)
     x = torch.cat([MODERATE, torch.arange(-40.0, 40) * 41])
-    for divisor in (3, 0.1, -8, 0, math.inf, math.nan):
+    for divisor in (3, 0.1, -8, 0, -math.inf, math.nan):
         divide = partial(lambda n, x: x / n, divisor)
         yield Case(f"div_{divisor}-number", divide, [x], exact=True)
     for name in ("div_trunc", "div_floor"):
         divide = partial(lambda f, x: f(x, 41), BINARY[name])
         yield Case(f"{name}_41-number", divide, [x], exact=True)
         yield Case(f"{name}_41-number-float64", divide, [x.double()], exact=True)
+    yield Case(
+        "div_columns-number", lambda x: x[:, None] / torch.tensor([41.0, 0.3]), [x], exact=True
+    )
     yield Case("div_10-number-float64", lambda x: x / 10, [x.double()])
     for weight in (0.3, 0.7, math.nan):
         blend = partial(lambda w, x: torch.lerp(x, x.flip(0), w), weight)

@@ -34,16 +34,11 @@ def scalar(number: Number, dtype: DType, device: DeviceRef) -> TensorValue:
     """A 0-d constant."""
     value = ops.constant(number, dtype, device=device)
     if dtype == DType.float32:
-        number = as_float32(number)
+        with np.errstate(over="ignore"):
+            number = float(np.float32(number))
     if dtype in (DType.float32, DType.float64) or not dtype.is_float():
         _known.get({})[id(value)] = value, number
     return value
-
-
-def as_float32(number: float) -> float:
-    """The nearest float32."""
-    with np.errstate(over="ignore"):
-        return float(np.float32(number))
 
 
 def number_of(value: TensorValue) -> Number | None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 
+import torch
 from max.dtype import DType
 from max.graph import TensorValue, ops
 
-from torch_max_backend.context import operand_is_zero
+from torch_max_backend.context import constant_of, operand_is_zero, real_tensors
+from torch_max_backend.dtypes import to_torch
 from torch_max_backend.ops.comparison import (
     equal,
     is_finite,
@@ -20,9 +22,9 @@ from torch_max_backend.ops.comparison import (
     not_equal,
     signbit,
 )
-from torch_max_backend.ops.constants import constant
+from torch_max_backend.ops.constants import constant, tensor_constant
 from torch_max_backend.ops.rounding import cast
-from torch_max_backend.scalars import as_float32, cast_scalar, number_of
+from torch_max_backend.scalars import cast_scalar, number_of
 
 
 def absolute(x: TensorValue) -> TensorValue:
@@ -92,19 +94,29 @@ def floor_div(x: TensorValue, y: TensorValue) -> TensorValue:
 def quotient(x: TensorValue, y: TensorValue) -> TensorValue:
     """x / y of floats.
 
-    MAX turns a division by a number into a product with 1 / y, rounded twice: 41 / 41 is less than
-    1 in float32. The product of float64 is right when it is rounded to float32.
+    MAX turns a division by a constant into a product with 1 / y, rounded twice: 41 / 41 is less
+    than 1 in float32. The product of float64 is right when it is rounded to float32.
     """
     number = number_of(y)
-    if number is None:
+    if number is not None and math.isinf(number):
+        return _times_zero(x if number > 0 else ops.negate(x), constant(0, x))
+    exact = number is not None and math.frexp(number)[0] in (-0.5, 0.5)
+    widened = x.dtype == DType.float32 and x.device.is_cpu() and not exact
+    inverse = _inverse(y, DType.float64 if widened else x.dtype)
+    if inverse is None:
         return ops.div(x, y)
-    inverse = 1 / number if number else math.copysign(math.inf, number)
-    if inverse == 0:
-        return _times_zero(x, constant(inverse, x))
-    if x.dtype != DType.float32 or not x.device.is_cpu() or as_float32(inverse) == inverse:
-        return x * constant(inverse, x)
-    wide = ops.cast(x, DType.float64)
-    return ops.cast(wide * constant(inverse, wide), x.dtype)
+    return ops.cast(ops.cast(x, inverse.dtype) * inverse, x.dtype)
+
+
+def _inverse(y: TensorValue, dtype: DType) -> TensorValue | None:
+    """1 / y where y is a constant without infinities."""
+    number, known = number_of(y), constant_of(y)
+    with real_tensors():
+        if number is not None:
+            known = torch.tensor(number, dtype=torch.float64)
+        if known is None or known.isinf().any():
+            return None
+        return tensor_constant((1 / known.double()).to(to_torch(dtype)), y.device)
 
 
 def divide(x: TensorValue, y: TensorValue, rounding_mode: str | None = None) -> TensorValue:
