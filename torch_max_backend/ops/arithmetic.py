@@ -71,7 +71,7 @@ def mul(x: TensorValue, y: TensorValue) -> TensorValue:
     return x * y
 
 
-def times(x: TensorValue, factor: float) -> TensorValue:
+def _times(x: TensorValue, factor: float) -> TensorValue:
     """x * factor; a number stays one."""
     number = number_of(x)
     return x * constant(factor, x) if number is None else constant(number * factor, x)
@@ -178,8 +178,8 @@ def _modulo(x: TensorValue, y: TensorValue) -> TensorValue:
     if x.dtype != DType.float32 or not x.device.is_cpu():
         return ops.mod(x, y)
     rest, y = (cast_scalar(v, DType.float64) for v in (x, y))
-    high = times(y, 2.0**29)
-    known = less(x, cast_scalar(times(high, 2.0**29), DType.float32))
+    high = _times(y, 2.0**29)
+    known = less(x, cast_scalar(_times(high, 2.0**29), DType.float32))
     for step in (high, y):
         rest = rest - ops.floor(quotient(rest, step)) * step
     rest = ops.where(less(rest, constant(0, rest)), rest + y, rest)
