@@ -70,14 +70,10 @@ def _same(rule: Callable[..., TensorValue]) -> Callable[..., TensorValue]:
 
 
 def _floor_div(a: TensorValue, b: TensorValue) -> TensorValue:
-    """floor(a / b) of sizes, which float64 holds.
-
-    MAX's asks for the sign of b and, where b is a number, folds that, as it does 1 / b.
-    """
-    number = number_of(b)
-    if not number:
+    """floor(a / b) of sizes, which float64 holds; MAX's would fold the sign of a number b."""
+    if not number_of(b):
         return ops.floor_div(a, b)
-    return _integer(ops.round(_real(a - ops.mod(a, b)) * (1 / number)))
+    return _integer(ops.floor(_quotient(_real(a), _real(b))))
 
 
 def _quotient(a: TensorValue, b: TensorValue) -> TensorValue:

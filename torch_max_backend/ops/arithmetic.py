@@ -110,10 +110,9 @@ def quotient(x: TensorValue, y: TensorValue) -> TensorValue:
 
 def _inverse(y: TensorValue, dtype: DType) -> TensorValue | None:
     """1 / y where y is a constant without infinities."""
-    number, known = number_of(y), constant_of(y)
+    number = number_of(y)
     with real_tensors():
-        if number is not None:
-            known = torch.tensor(number, dtype=torch.float64)
+        known = constant_of(y) if number is None else torch.tensor(number, dtype=torch.float64)
         if known is None or known.isinf().any():
             return None
         return tensor_constant((1 / known.double()).to(to_torch(dtype)), y.device)
