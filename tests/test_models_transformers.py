@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
 
-from tests.harness import Case, comparison, uniform
+from tests.harness import FLOATS, Case, comparison, uniform
 from tests.models import images, model_case
 
 transformers = pytest.importorskip("transformers")
@@ -35,42 +37,46 @@ NAMES = {
     "BEiT-relative": ("BeitModel", "BeitConfig", SIZES | {"use_relative_position_bias": True}),
     "Swin": ("SwinModel", "SwinConfig", SWIN | {"window_size": 2}),
     "Swin-padded": ("SwinModel", "SwinConfig", SWIN | {"window_size": 3}),
+    "ViT-MAE": ("ViTMAEModel", "ViTMAEConfig", SIZES),
 }
 # With a symbolic image size too, PyTorch itself takes minutes to reason about their windows.
 BATCH_ONLY = ("Swin", "Swin-padded")
 COVERED = ("ViT", "DeiT", "DINOv2", "BEiT", "Swin")
 """Relatives have the same operators and more: masks, registers, relative positions, padding."""
-OTHER_DTYPES = {
+FIRST = {
     "SigLIP": torch.float64,
     "DINOv2-registers": torch.bfloat16,
     "CLIP": torch.float16,
 }
-"""In the place of float32, whose operators relatives reach: one dtype per model, for the sake of
-compile time. test_models_vit.py has one model in all of them."""
+"""The dtype whose case has every size symbolic, where it is not float32. The other dtypes need
+``--thorough``, for the sake of compile time. test_models_vit.py has one model in all of them."""
 
 
 def cases() -> Iterator[Case]:
-    for name, (model, config, settings) in NAMES.items():
+    for (name, (model, config, settings)), dtype in product(NAMES.items(), FLOATS):
+        first = dtype == FIRST.get(name, torch.float32)
         built = getattr(transformers, model)(getattr(transformers, config)(**settings))
         case = model_case(
             name,
-            built,
-            images(2, 32),
-            results=lambda out: out.last_hidden_state,
-            dtype=OTHER_DTYPES.get(name, torch.float32),
-            dynamic="batch" if name in BATCH_ONLY else True,
-            others=[[images(3, 32)]],
+            _WithNoise(built) if name == "ViT-MAE" else built,
+            *_inputs(name, 2),
+            results=_results,
+            dtype=dtype,
+            dynamic=True if first and name not in BATCH_ONLY else "batch",
+            others=[_inputs(name, 3)],
         )
-        yield replace(case, thorough=name in COVERED)
-    built = transformers.ViTMAEModel(transformers.ViTMAEConfig(**SIZES))
-    yield model_case(
-        "ViT-MAE",
-        _WithNoise(built),
-        images(2, 32),
-        uniform(2, 16),
-        results=lambda out: (out.last_hidden_state, out.mask, out.ids_restore),
-        others=[[images(3, 32), uniform(3, 16)]],
-    )
+        yield replace(case, thorough=name in COVERED or not first)
+
+
+def _inputs(name: str, batch: int) -> list[torch.Tensor]:
+    noise = [uniform(batch, 16)] if name == "ViT-MAE" else []
+    return [images(batch, 32), *noise]
+
+
+def _results(out: Any) -> Any:
+    if "ids_restore" in out:
+        return out.last_hidden_state, out.mask, out.ids_restore
+    return out.last_hidden_state
 
 
 class _WithNoise(torch.nn.Module):
@@ -80,7 +86,7 @@ class _WithNoise(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: torch.Tensor, noise: torch.Tensor):
+    def forward(self, images: torch.Tensor, noise: torch.Tensor) -> Any:
         return self.model(images, noise=noise)
 
 
