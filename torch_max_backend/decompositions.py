@@ -1,4 +1,4 @@
-"""What AOTAutograd decomposes: PyTorch's core decompositions less what the table lowers whole.
+"""What is decomposed: PyTorch's core decompositions less what the table lowers whole.
 
 Kept whole because MAX has a kernel or a better form: normalisations, softmax, gelu, attention
 (composites.py), resizing (composites.py). Computed once from the table; never mutated.
@@ -9,17 +9,42 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch._decomp import core_aten_decompositions
 
 from torch_max_backend import registry, tables  # noqa: F401  fills the registry
 
+Decompositions: TypeAlias = Mapping[Any, Callable[..., Any]]
+"""Overload -> decomposition."""
+
 
 @cache
-def decompositions() -> Mapping[Any, Callable[..., Any]]:
-    """Overload -> decomposition for every core decomposition that has no lowering."""
-    table = core_aten_decompositions()
+def decompositions() -> Decompositions:
+    """For AOTAutograd: every core decomposition that has no lowering."""
+    return _not_lowered(without_composites())
+
+
+@cache
+def export_decompositions() -> Decompositions:
+    """For ``ExportedProgram.run_decompositions``, which keeps composite operators that it is not
+    told of."""
+    return _not_lowered(core_aten_decompositions())
+
+
+def without_composites() -> Decompositions:
+    """PyTorch's core decompositions but those of composite operators (CompositeImplicitAutograd),
+    which AOTAutograd expands by itself.
+
+    The public ``core_aten_decompositions`` looks through all 3,000 overloads for these, which is a
+    tenth of a second of every start.
+    """
+    from torch._decomp import _core_aten_decompositions_post_autograd
+
+    return _core_aten_decompositions_post_autograd()
+
+
+def _not_lowered(table: Decompositions) -> Decompositions:
     return MappingProxyType(
         {overload: f for overload, f in table.items() if registry.find(overload) is None}
     )

@@ -10,10 +10,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, wraps
 from typing import Any
 
 import torch
-from beartype import beartype
 from max.dtype import DType
 from max.graph import DeviceRef, TensorValue, ops
 from torch._ops import OpOverload, OpOverloadPacket
@@ -137,6 +137,26 @@ def _plain(default: Any) -> Any:
     return list(default) if isinstance(default, list | tuple) else default
 
 
+def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with its annotations checked by beartype.
+
+    The check is made at the first call: a process whose graphs are in the cache makes none, and
+    importing beartype and making them all is a fifth of a second.
+    """
+
+    @cache
+    def check() -> Callable[..., Any]:
+        from beartype import beartype
+
+        return beartype(function)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return check()(*args, **kwargs)
+
+    return call
+
+
 def lowering(
     *keys: Any, supports: Supports | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -147,7 +167,7 @@ def lowering(
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        checked = beartype(function)
+        checked = _checked(function)
         for key in keys:
             _check_signature(_single_overload(key), function)
             _register(key, checked, supports)

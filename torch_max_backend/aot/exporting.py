@@ -37,7 +37,7 @@ from torch_max_backend.cpu import (
     system,
     target_features,
 )
-from torch_max_backend.decompositions import decompositions
+from torch_max_backend.decompositions import export_decompositions
 from torch_max_backend.dims import expression
 from torch_max_backend.errors import ExportError, PackageError
 from torch_max_backend.options import MaxOptions
@@ -271,7 +271,7 @@ def _lowered(program: ExportedProgram) -> ExportedProgram:
     with generic_sizes(), torch.no_grad(), warnings.catch_warnings():
         # PyTorch 2.13 uses what it itself has deprecated
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
-        return program.run_decompositions(dict(decompositions()))
+        return program.run_decompositions(dict(export_decompositions()))
 
 
 def _call_spec(program: ExportedProgram) -> tuple[CallSpec, dict[str, torch.Tensor]]:

@@ -1,0 +1,48 @@
+"""What AOTAutograd is told to decompose, and what it expands without being told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._decomp import core_aten_decompositions
+
+from tests.harness import randn
+from tests.tracing import trace
+from torch_max_backend.decompositions import (
+    decompositions,
+    export_decompositions,
+    without_composites,
+)
+
+
+def test_only_composites_are_left_out_of_pytorchs_core_decompositions() -> None:
+    core, ours = dict(core_aten_decompositions()), without_composites()
+    assert len(ours) > 300
+    assert ours.keys() <= core.keys()
+    assert all(ours[overload] is core[overload] for overload in ours)
+    assert all(overload._can_decompose() for overload in core.keys() - ours.keys())
+
+
+def test_export_has_all_of_aotautograds_decompositions() -> None:
+    assert decompositions().keys() <= export_decompositions().keys()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_composites_are_expanded_without_an_entry(mode: type) -> None:
+    def composed(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        grid = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return (
+            torch.einsum("nchw,cd->ndhw", grid, w),
+            F.interpolate(x, size=(3, 7), mode="nearest-exact"),
+            F.prelu(x, w[0]),
+            F.conv2d(x, w[:, :, None, None], padding="same"),
+            torch.special.xlogy(x.abs(), 2.0),
+        )
+
+    with mode():
+        graph = trace(composed, randn(2, 3, 4, 5), randn(3, 3)).graph
+    called = [node.target for node in graph.nodes if node.op == "call_function"]
+    overloads = [target for target in called if isinstance(target, torch._ops.OpOverload)]
+    assert overloads
+    assert not [overload for overload in overloads if overload._can_decompose()]
