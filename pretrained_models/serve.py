@@ -88,7 +88,7 @@ class Batcher:
                 continue
             self._sizes.observe(len(batch))
             try:
-                results = await asyncio.to_thread(self._run, [image for image, _ in batch])
+                results = await asyncio.to_thread(self.outputs, [image for image, _ in batch])
             except Exception as error:
                 for _, answer in batch:
                     if not answer.cancelled():
@@ -98,7 +98,8 @@ class Batcher:
                 if not answer.cancelled():  # the client has gone
                     answer.set_result(result)
 
-    def _run(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def outputs(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """The model's first output for each image, in float32 on the CPU; one run."""
         spec = self._model.input_specs[0]
         x = torch.stack(list(images)).to(spec.device, spec.dtype)
         if self._fixed:  # exported for one batch size: the rest of it is zeros
@@ -146,7 +147,7 @@ def create_app(model: MaxCompiledModel, capacity: int = 256) -> FastAPI:
         except ImageError as error:
             raise HTTPException(400, f"no image that can be read: {error}") from None
         try:
-            return _answer(await batcher(image))
+            return answer_of(await batcher(image))
         except Busy:
             message = f"{capacity} images wait already"
             raise HTTPException(503, message, headers={"Retry-After": "1"}) from None
@@ -173,7 +174,8 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _answer(output: Tensor) -> dict[str, Any]:
+def answer_of(output: Tensor) -> dict[str, Any]:
+    """What is sent for a model's first output of one image."""
     if output.ndim > 1:
         return {"features": output.flatten(0, -2).mean(0).tolist()}
     probabilities, classes = output.softmax(0).topk(min(TOP, len(output)))

@@ -173,7 +173,7 @@ def test_a_package_of_one_batch_size_gets_it():
 
     fixed: Any = SimpleNamespace(input_specs=[spec], run=run, get_metadata=lambda: {"ranges": "{}"})
     images = [torch.randn(3, *SIZE) for _ in range(3)]
-    results = serve.Batcher(fixed, 9, CollectorRegistry())._run(images)
+    results = serve.Batcher(fixed, 9, CollectorRegistry()).outputs(images)
     assert seen[0].shape == (4, 3, *SIZE) and seen[0].dtype == torch.float64
     torch.testing.assert_close(
         torch.stack(results), torch.stack(images).double().sum((1, 2, 3)).float()
@@ -182,7 +182,7 @@ def test_a_package_of_one_batch_size_gets_it():
 
 def test_features_are_the_mean_of_tokens():
     tokens = torch.randn(5, 3)
-    assert serve._answer(tokens) == {"features": pytest.approx(tokens.mean(0).tolist())}
+    assert serve.answer_of(tokens) == {"features": pytest.approx(tokens.mean(0).tolist())}
 
 
 def test_under_load(path: Path):
