@@ -369,3 +369,13 @@ def test_the_package_alone_imports_neither_torch_nor_max(start):
         "assert not loaded, loaded\n"
         "assert set(torch_max_backend.__all__) <= set(dir(torch_max_backend))",
     )
+
+
+def test_the_backend_is_imported_without_what_only_lowering_needs(start):
+    start(
+        "-c",
+        "import sys, torch_max_backend\n"
+        "torch_max_backend.max_backend\n"
+        "assert 'torch_max_backend.tables' in sys.modules\n"
+        "assert 'beartype' not in sys.modules",
+    )
