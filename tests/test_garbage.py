@@ -1,8 +1,9 @@
-"""The collector is paused while compiling and comes back as it was."""
+"""The collector is paused while compiling, comes back as it was and finds nothing young to do."""
 
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +17,7 @@ from torch_max_backend.garbage import collector_paused
 def enabled() -> Iterator[None]:
     gc.enable()
     yield
+    gc.unfreeze()
     gc.enable()
 
 
@@ -36,6 +38,32 @@ def test_a_collector_that_was_off_stays_off():
     with collector_paused():
         pass
     assert not gc.isenabled()
+
+
+def test_objects_made_inside_are_old_and_still_collected():
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+
+    with collector_paused():
+        cycle = Cycle()
+        old, young = gc.get_objects(2), [*gc.get_objects(0), *gc.get_objects(1)]
+        assert not any(found is cycle for found in old)
+        assert any(found is cycle for found in young)
+        del old, young
+    assert any(found is cycle for found in gc.get_objects(2))
+    gone = weakref.ref(cycle)
+    del cycle
+    gc.collect()
+    assert gone() is None
+
+
+def test_what_a_server_froze_stays_frozen():
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    with collector_paused():
+        pass
+    assert gc.get_freeze_count() == pytest.approx(frozen, abs=100)
 
 
 def test_a_compile_that_fails_brings_it_back():
