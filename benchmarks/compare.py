@@ -35,7 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{args.contestant}, in units of eager's median in the same run")
     print(tabulate(lines, headers, disable_numparse=True))
     if not lines:
-        print("the files have no case in common", file=sys.stderr)
+        print(
+            f"no case of both files has {REFERENCE} and {args.contestant} in each: "
+            "run benchmarks.vit_inference with both contestants on the same cases",
+            file=sys.stderr,
+        )
     return 1 if regressions or not lines else 0
 
 

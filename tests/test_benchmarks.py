@@ -115,7 +115,7 @@ def test_comparison_of_files(tmp_path, capsys):
     assert "+40.0%" in capsys.readouterr().out
     assert compare.main([files[0], files[0]]) == 0
     assert compare.main([*files, "--contestant", "openvino"]) == 1
-    assert "no case in common" in capsys.readouterr().err
+    assert "no case of both files has eager and openvino" in capsys.readouterr().err
 
 
 def test_plots(tmp_path):
