@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from torch_max_backend import compiler
+from torch_max_backend import pipeline
 from torch_max_backend.executable import CompiledGraph
 
 
@@ -44,13 +44,13 @@ def kernels() -> list[list[str]]:
     """The MAX operators of each fused kernel, in order."""
     torch._dynamo.reset()
     graphs: list[CompiledGraph] = []
-    original = compiler.compile_graph
+    original = pipeline.compile_graph
 
     def record(*args, **kwargs) -> CompiledGraph:  # type: ignore[no-untyped-def]
         graphs.append(original(*args, **kwargs))
         return graphs[-1]
 
-    compiler.compile_graph = record
+    pipeline.compile_graph = record
     try:
         model = Block().eval()
         compiled = torch.compile(model, backend="max", fullgraph=True)
@@ -58,7 +58,7 @@ def kernels() -> list[list[str]]:
         with torch.no_grad():
             torch.testing.assert_close(compiled(images, mask), model(images, mask))
     finally:
-        compiler.compile_graph = original
+        pipeline.compile_graph = original
     (graph,) = graphs
     summaries = [str(kernel) for kernel in graph.model.kernel_summaries]
     pattern = r"(?<![a-z.])mo\.[\w.]+|torch_max_backend\.\w+"

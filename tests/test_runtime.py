@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch_max_backend import compiler, max_backend
+from torch_max_backend import max_backend, pipeline
 from torch_max_backend.executable import CompiledGraph
 
 
@@ -41,13 +41,13 @@ class Program:
 
         def backend(gm: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
             assert not self.running, "a recompile"
-            original = compiler.compile_graph
+            original = pipeline.compile_graph
 
             def record(*args: Any, **kwargs: Any) -> CompiledGraph:
                 graphs.append(original(*args, **kwargs))
                 return graphs[-1]
 
-            with mock.patch.object(compiler, "compile_graph", record):
+            with mock.patch.object(pipeline, "compile_graph", record):
                 compiled = max_backend(gm, inputs, options=options)
             return lambda *args: compiled(*args) if self.running else gm(*args)
 

@@ -18,9 +18,9 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from torch_max_backend.compiler import compile_program
 from torch_max_backend.graph_pickle import load_graph, save_graph
 from torch_max_backend.options import MaxOptions
+from torch_max_backend.pipeline import compile_program
 
 _VALUE = "example_value"
 """Where Dynamo's nodes have their fake value."""
