@@ -86,12 +86,15 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    from torch_max_backend.garbage import collector_paused
+    from torch_max_backend.garbage import collector_paused, make_old
 
     with collector_paused():
         if _EXPORTS[name] == "registry":
             import_module(f"{__name__}.tables")  # the registry is empty until they are imported
-        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+        value = getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+        make_old()
+    globals()[name] = value  # asked for once
+    return value
 
 
 def __dir__() -> list[str]:

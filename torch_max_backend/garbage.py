@@ -9,18 +9,22 @@ from contextlib import contextmanager
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """No collection inside: each goes through all objects of torch, 0.2 s at a time.
-
-    What was made inside is in the oldest generation afterwards, as if it had survived collections;
-    the next young one would go through all of it, and soon a full one through everything else.
-    """
+    """No collection inside: each goes through all objects of torch, 0.2 s at a time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if gc.get_freeze_count() == 0:  # unfreeze would give back what a server froze
-            gc.freeze()
-            gc.unfreeze()
         if enabled:
             gc.enable()
+
+
+def make_old() -> None:
+    """All objects to the oldest generation, as if they had survived collections.
+
+    For after imports, whose objects stay: the next collection would go through all of them. It
+    also puts off the next full one: often repeated, garbage would never be found.
+    """
+    if gc.get_freeze_count() == 0:  # unfreeze would give back what a server froze
+        gc.freeze()
+        gc.unfreeze()
