@@ -172,7 +172,7 @@ class CompileOrigin:
 
     def _cached_and_compiled(self) -> tuple[int, int]:
         if self._backend == "max":
-            from torch_max_backend.compilation import statistics as max_statistics
+            from torch_max_backend.compile_statistics import statistics as max_statistics
 
             return max_statistics.cached, max_statistics.compiled
         if self._backend == "inductor":

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from torch.fx import Graph, GraphModule
 
-from torch_max_backend import cache, compilation, fingerprint
+from torch_max_backend import cache, compilation, environment
 from torch_max_backend.options import MaxOptions
 
 KEY = "ab" + "0" * 62
@@ -75,10 +75,10 @@ def test_a_graph_known_in_another_environment_is_lowered_now(executable, monkeyp
         compilation.Program, "_build", lambda self, graph: lowered.append(graph.key)
     )
     graph = compilation._Pending("inference0", GraphModule({}, Graph()), "graph0", MaxOptions())
-    cache.store(KEY, executable, [0], [fingerprint.program_key(["graph0"])])
+    cache.store(KEY, executable, [0], [environment.program_key(["graph0"])])
     compilation.Program().add(graph)
     assert not lowered
-    monkeypatch.setattr(fingerprint, "environment", lambda: ("another release",))
+    monkeypatch.setattr(environment, "environment", lambda: ("another release",))
     compilation.Program().add(graph)
     assert lowered == ["graph0"]
 
@@ -101,6 +101,39 @@ def test_clear(folder, executable):
     assert cache.load(KEY) is None
     assert not cache.knows(f"graph of {KEY}")
     assert [path for path in folder.rglob("*") if path.is_file()] == []
+
+
+def test_a_call_comes_back_beside_the_executable_of_its_key(executable):
+    call = {"executable": OTHER, "outputs": [{"kind": "tensor", "offset": 0.5}, None]}
+    cache.store(KEY, executable, [0], [])
+    cache.store_call(KEY, call)
+    assert cache.load_call(KEY) == call
+    assert cache.load(KEY).executable == executable
+    assert cache.load_call(OTHER) is None
+    count, size = cache.usage()
+    assert count == 1 and size > len(executable) + 100
+    assert cache.clear() == 1
+    assert cache.load_call(KEY) is None
+
+
+@pytest.mark.parametrize("place", range(0, 200, 7))
+def test_a_damaged_call_is_a_miss(folder, place):
+    cache.store_call(KEY, {"executable": OTHER, "weights": [1, 2, 3]})
+    path = path_of(folder)
+    data = bytearray(path.read_bytes())
+    data[place % len(data)] ^= 4
+    path.write_bytes(data)
+    assert cache.load_call(KEY) is None
+    assert not path.exists()
+
+
+def test_calls_make_room_too(monkeypatch, folder):
+    cache.store_call(KEY, {"of": "an executable that was removed"})
+    os.utime(path_of(folder), (1, 1))
+    monkeypatch.setenv("TORCH_MAX_BACKEND_CACHE_SIZE", "100")
+    cache.store(OTHER, bytes(500), [0], [])
+    assert cache.load_call(KEY) is None
+    assert cache.load(OTHER) is not None
 
 
 # ------------------------------------------------------------------------------------- damage

@@ -15,9 +15,11 @@ import torch
 from torch.fx import Graph, GraphModule
 
 from tests.tracing import trace
-from torch_max_backend import MaxOptions, compilation, fingerprint, register_lowering, registry
+from torch_max_backend import MaxOptions, compilation, environment, register_lowering, registry
 from torch_max_backend.cpu import cpu_features
-from torch_max_backend.fingerprint import graph_fingerprint, program_key
+from torch_max_backend.digests import sources_digest
+from torch_max_backend.environment import program_key
+from torch_max_backend.fingerprint import graph_fingerprint
 
 ROOT = Path(__file__).parents[1]
 
@@ -374,18 +376,18 @@ def test_programs_of_other_lengths():
 
 @pytest.mark.parametrize("what", range(5))
 def test_the_environment_counts(monkeypatch, what):
-    parts = list(fingerprint.environment())
+    parts = list(environment.environment())
     assert len(parts) >= 5, "torch, max, sources, cpu, accelerators"
     before = program_key(["graph"])
     parts[what] += " changed"
-    monkeypatch.setattr(fingerprint, "environment", lambda: tuple(parts))
+    monkeypatch.setattr(environment, "environment", lambda: tuple(parts))
     assert program_key(["graph"]) != before
 
 
 def test_the_environment_names_the_releases():
     import importlib.metadata
 
-    text = " ".join(fingerprint.environment())
+    text = " ".join(environment.environment())
     assert torch.__version__ in text
     assert importlib.metadata.version("max") in text
     assert cpu_features() and cpu_features() in text
@@ -395,13 +397,13 @@ def test_the_sources_count(tmp_path):
     (tmp_path / "ops").mkdir()
     (tmp_path / "a.py").write_text("x = 1\n")
     (tmp_path / "ops" / "b.mojo").write_text("fn f(): pass\n")
-    keys = [fingerprint.sources_digest(tmp_path)]
+    keys = [sources_digest(tmp_path)]
     (tmp_path / "notes.txt").write_text("no source")
-    assert fingerprint.sources_digest(tmp_path) == keys[0]
+    assert sources_digest(tmp_path) == keys[0]
     (tmp_path / "ops" / "b.mojo").write_text("fn g(): pass\n")
-    keys.append(fingerprint.sources_digest(tmp_path))
+    keys.append(sources_digest(tmp_path))
     (tmp_path / "a.py").rename(tmp_path / "c.py")
-    keys.append(fingerprint.sources_digest(tmp_path))
+    keys.append(sources_digest(tmp_path))
     assert len(set(keys)) == 3
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from collections.abc import Iterator
 
@@ -64,13 +65,20 @@ def test_what_a_server_froze_stays_frozen():
     assert gc.get_freeze_count() == pytest.approx(frozen, abs=100)
 
 
-def test_a_name_of_the_package_makes_old_once(monkeypatch):
+def test_an_import_makes_old_once(monkeypatch, tmp_path):
     """Were it at every use, a loop would keep the collector from ever finding garbage."""
     calls: list[None] = []
     monkeypatch.setattr(garbage, "make_old", lambda: calls.append(None))
-    monkeypatch.delitem(vars(torch_max_backend), "MaxOptions", raising=False)
-    first = torch_max_backend.MaxOptions
-    assert torch_max_backend.MaxOptions is first
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "imported_once.py").write_text("import gc\nrunning = gc.isenabled()\n")
+    try:
+        module = garbage.imported("math", "imported_once")
+        assert module.__name__ == "imported_once" and not module.running
+        assert garbage.imported("math", "imported_once") is module
+    finally:
+        sys.modules.pop("imported_once", None)
+    assert len(calls) == 1 and gc.isenabled()
+    torch_max_backend.MaxOptions, max_backend  # noqa: B018
     assert len(calls) == 1
 
 

@@ -52,7 +52,7 @@ RUN = """
 import json, sys
 import torch
 from user_model import make
-from torch_max_backend import compilation
+from torch_max_backend.compile_statistics import statistics
 
 if "no-compile" in sys.argv:
     from max.engine import InferenceSession
@@ -70,9 +70,9 @@ with torch.no_grad():
 print("RESULT", json.dumps({
     "bytes": result.numpy().tobytes().hex(),
     "error": error,
-    "compiled": compilation.statistics.compiled,
-    "cached": compilation.statistics.cached,
-    "seconds": compilation.statistics.seconds,
+    "compiled": statistics.compiled,
+    "cached": statistics.cached,
+    "seconds": statistics.seconds,
 }))
 """
 

@@ -84,15 +84,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+    from torch_max_backend.garbage import imported
 
-    from torch_max_backend.garbage import collector_paused, make_old
-
-    with collector_paused():
-        if _EXPORTS[name] == "registry":
-            import_module(f"{__name__}.tables")  # the registry is empty until they are imported
-        value = getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-        make_old()
+    # the registry is empty until the tables are imported
+    tables = [f"{__name__}.tables"] if _EXPORTS[name] == "registry" else []
+    value = getattr(imported(*tables, f"{__name__}.{_EXPORTS[name]}"), name)
     globals()[name] = value  # asked for once
     return value
 

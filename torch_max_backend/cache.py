@@ -1,7 +1,8 @@
 """The disk cache of MAX executables.
 
-One file per program: a line of JSON (key, order of the graphs, checksum), then the executable.
-Files are written beside and renamed; a file that is short, altered or unreadable is a miss and is
+One file per program: a line of JSON (key, order of the graphs, checksum), then the executable. And
+one of JSON alone per graph of Dynamo's whose executable can be called without tracing it. Files
+are written beside and renamed; a file that is short, altered or unreadable is a miss and is
 removed (MAX crashes on altered executables, so the checksum is compared before MAX sees a byte).
 """
 
@@ -13,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from torch_max_backend.replacing import replacing
 
 log = logging.getLogger(__name__)
 _SUFFIX = ".max"
+_CALL_SUFFIX = ".call"
 _FORMAT = 2
 
 
@@ -42,13 +44,24 @@ def directory() -> Path:
     return Path(configured) if configured else user_cache_path("torch_max_backend", appauthor=False)
 
 
-def _path(key: str) -> Path:
-    return directory() / key[:2] / (key + _SUFFIX)
+def _path(key: str, suffix: str) -> Path:
+    return directory() / key[:2] / (key + suffix)
 
 
 def load(key: str) -> Entry | None:
     """The entry of a key, or None; a damaged one is removed and counts as a miss."""
-    path = _path(key)
+    found = _read(key, _SUFFIX)
+    return found and Entry(found[1], tuple(found[0]["order"]))
+
+
+def load_call(key: str) -> dict[str, Any] | None:
+    """What ``store_call`` was given, or None."""
+    found = _read(key, _CALL_SUFFIX)
+    return found and found[0]["call"]
+
+
+def _read(key: str, suffix: str) -> tuple[dict[str, Any], bytes] | None:
+    path = _path(key, suffix)
     try:
         data = path.read_bytes()
     except IsADirectoryError:
@@ -70,7 +83,7 @@ def load(key: str) -> Entry | None:
         return None
     with contextlib.suppress(OSError):
         os.utime(path)  # least recently used goes first
-    return Entry(executable, tuple(meta["order"]))
+    return meta, executable
 
 
 def store(key: str, executable: bytes, order: Sequence[int], graphs: Sequence[str]) -> None:
@@ -78,18 +91,34 @@ def store(key: str, executable: bytes, order: Sequence[int], graphs: Sequence[st
 
     A cache that cannot be written costs time, not results: it is logged and passed over.
     """
-    head: dict[str, Any] = {"format": _FORMAT, "key": key, "order": list(order)}
-    head["sha256"] = _checksum(head, executable)
-    try:
-        path = _path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as new:
-            new.write_bytes(json.dumps(head).encode() + b"\n" + executable)
+    with _failures_logged():
+        _write(key, _SUFFIX, {"order": list(order)}, executable)
         for graph in graphs:
             marker = _marker(graph)
             marker.parent.mkdir(parents=True, exist_ok=True)
             marker.touch()
         _shrink(flags.cache_size_limit())
+
+
+def store_call(key: str, call: Mapping[str, Any]) -> None:
+    """Writes how a graph is called, as JSON, under a key of its own; as ``store`` does."""
+    with _failures_logged():
+        _write(key, _CALL_SUFFIX, {"call": call}, b"")
+
+
+def _write(key: str, suffix: str, meta: Mapping[str, Any], executable: bytes) -> None:
+    head = {"format": _FORMAT, "key": key, **meta}
+    head["sha256"] = _checksum(head, executable)
+    path = _path(key, suffix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as new:
+        new.write_bytes(json.dumps(head).encode() + b"\n" + executable)
+
+
+@contextlib.contextmanager
+def _failures_logged() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         log.warning("cannot write the compile cache in %s: %s", directory(), error)
 
@@ -100,17 +129,24 @@ def knows(graph: str) -> bool:
 
 
 def usage() -> tuple[int, int]:
-    """How many entries there are, and their bytes."""
-    sizes = [path.stat().st_size for path in directory().glob(f"??/*{_SUFFIX}")]
-    return len(sizes), sum(sizes)
+    """How many executables there are, and the bytes of all entries."""
+    return len(_paths(_SUFFIX)), sum(path.stat().st_size for path in _entries())
 
 
 def clear() -> int:
-    """Removes every entry; returns how many there were."""
-    entries = list(directory().glob(f"??/*{_SUFFIX}"))
-    for path in [*entries, *directory().glob("graphs/*")]:
+    """Removes every entry; returns how many executables there were."""
+    executables = _paths(_SUFFIX)
+    for path in [*_entries(), *directory().glob("graphs/*")]:
         _remove(path)
-    return len(entries)
+    return len(executables)
+
+
+def _entries() -> list[Path]:
+    return [*_paths(_SUFFIX), *_paths(_CALL_SUFFIX)]
+
+
+def _paths(suffix: str) -> list[Path]:
+    return list(directory().glob(f"??/*{suffix}"))
 
 
 def _checksum(head: Mapping[str, Any], executable: bytes) -> str:
@@ -127,7 +163,7 @@ def _marker(graph: str) -> Path:
 def _shrink(limit: int) -> None:
     """Removes the least recently used entries until the cache fits; never the newest."""
     found = []
-    for path in directory().glob(f"??/*{_SUFFIX}"):
+    for path in _entries():
         with contextlib.suppress(OSError):
             status = path.stat()
             found.append((status.st_mtime, status.st_size, path))

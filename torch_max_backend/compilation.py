@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,14 @@ from max.engine import CompiledModel, Model
 from max.graph import Graph, Module
 from torch.fx import GraphModule
 
-from torch_max_backend import cache, flags, profiling
+from torch_max_backend import cache, flags, profiling, warm_start
+from torch_max_backend.compile_statistics import next_name, statistics
 from torch_max_backend.context import mlir_context
 from torch_max_backend.cpu import NATIVE, cpu_target
+from torch_max_backend.environment import program_key
 from torch_max_backend.errors import CompileError
 from torch_max_backend.executable import CompiledGraph
-from torch_max_backend.fingerprint import graph_fingerprint, program_key
+from torch_max_backend.fingerprint import graph_fingerprint
 from torch_max_backend.graph_builder import build_graph, check_supported
 from torch_max_backend.kernel_library import kernel_library
 from torch_max_backend.options import MaxOptions
@@ -36,21 +37,6 @@ from torch_max_backend.session import load_model, load_models, session
 from torch_max_backend.signature_reading import read_signature
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class CompileStatistics:
-    """What the compilation of this process came to; see :data:`statistics`."""
-
-    compiled: int = 0
-    """graphs compiled by MAX"""
-    cached: int = 0
-    """graphs read from the disk cache"""
-    seconds: float = 0.0
-    """time spent in MAX's compiler"""
-
-
-statistics = CompileStatistics()
 
 
 class _Turns:
@@ -345,7 +331,6 @@ def _refused(graph: _Pending, error: Exception) -> CompileError:
 
 _open: list[Program] = []
 _open_lock = threading.Lock()
-_counter = iter(range(1 << 62))
 
 
 def _retire(program: Program) -> None:
@@ -374,6 +359,7 @@ def compile_graph(
     kind: str = "graph",
     weights: Sequence[int] = (),
     executables: dict[str, bytes] | None = None,
+    dynamo_key: str | None = None,
 ) -> CompiledGraph:
     """A callable for one AOTAutograd graph; MAX compiles it at the first call.
 
@@ -383,12 +369,13 @@ def compile_graph(
         weights: positions of the arguments that hold parameters and buffers.
         executables: by fingerprint; with it the graph's executable is taken from there, or
             compiled now and added.
+        dynamo_key: of Dynamo's graph, where this one's arguments and results are that one's.
 
     Raises:
         UnsupportedOpsError, LoweringError: see graph_builder.
     """
     check_supported(gm)
-    pending = _Pending(f"{kind}{next(_counter)}", gm, graph_fingerprint(gm, options), options)
+    pending = _Pending(next_name(kind), gm, graph_fingerprint(gm, options), options)
     signature = read_signature(gm)
     if executables is not None:
         if pending.key not in executables:
@@ -396,6 +383,8 @@ def compile_graph(
         executable = executables[pending.key]
         return CompiledGraph(pending.name, None, signature, weights, lambda: load_model(executable))
     program = _submit(pending)
+    if dynamo_key is not None:
+        warm_start.remember(dynamo_key, pending.marker, signature, weights)
     if options.compile == "background":
         prepare = partial(program.poll, pending)
         return CompiledGraph(pending.name, gm, signature, weights, prepare, program.start)

@@ -1,15 +1,20 @@
-"""max_backend: the entry from torch.compile."""
+"""max_backend: the entry from torch.compile.
+
+What traces and lowers is imported when a graph is not in the compile cache.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.fx import GraphModule
 
-from torch_max_backend import precompiled
+from torch_max_backend import flags, warm_start
+from torch_max_backend.dynamo_key import dynamo_key
+from torch_max_backend.garbage import imported
 from torch_max_backend.options import MaxOptions
-from torch_max_backend.pipeline import compile_program
 
 
 def max_backend(
@@ -32,6 +37,19 @@ def max_backend(
         UnsupportedOpsError, LoweringError: the graph cannot be lowered.
     """
     settings = MaxOptions.from_mapping(options, mode)
-    if precompiled.is_wanted():
+    if _aot_compile_is_calling():
+        precompiled = imported("torch_max_backend.precompiled")
         return precompiled.precompile(gm, example_inputs, settings)
-    return compile_program(gm, example_inputs, settings)
+    key = None
+    if settings.cache and not flags.verbose_enabled():  # which logs the graphs
+        key = dynamo_key(gm, example_inputs, settings)
+    found = warm_start.find(key) if key is not None else None
+    if found is not None:
+        return found
+    pipeline = imported("torch_max_backend.pipeline")
+    return pipeline.compile_program(gm, example_inputs, settings, dynamo_key=key)
+
+
+def _aot_compile_is_calling() -> bool:
+    """It says so in AOTAutograd's settings."""
+    return bool(torch._functorch.config.bundled_autograd_cache)

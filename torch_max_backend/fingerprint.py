@@ -1,82 +1,34 @@
-"""The cache key of a graph: a hash of everything that its executable depends on.
+"""The fingerprint of an AOTAutograd graph: a hash of all in it that its executable depends on.
 
 All nodes with all arguments and constants, dtypes, shapes and their symbols, devices, strides of
-the results, the options that matter, the versions of torch, MAX and this package's sources, the
-CPU's features and the accelerators. Left out on purpose: node names, stack traces, and the names
-of size symbols (renamed in order of appearance), which change nothing in the executable.
+the results, and the options that matter; environment.py adds the rest. Left out on purpose: node
+names, stack traces, and the names of size symbols (renamed in order of appearance), which change
+nothing in the executable.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import platform
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from importlib.metadata import version
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import sympy
 import torch
-from max.driver import accelerator_count
 from torch.fx import GraphModule, Node
 
 from torch_max_backend import registry
-from torch_max_backend.accelerators import this_gpu
 from torch_max_backend.context import real_tensors
-from torch_max_backend.cpu import cpu_features, cpu_target
+from torch_max_backend.digests import digest_of, tensor_digest
 from torch_max_backend.options import MaxOptions
-
-_PACKAGE = Path(__file__).parent
 
 
 def graph_fingerprint(gm: GraphModule, options: MaxOptions) -> str:
     """Hex SHA-256 of one AOTAutograd graph and the options; equal keys = equal executables."""
-    return _digest(_GraphWriter(gm).lines(), repr(sorted(options.cache_key().items())))
-
-
-def program_key(graphs: Sequence[str]) -> str:
-    """The key of several graphs compiled as one module, in this order, in this environment."""
-    return _digest(graphs, *environment())
-
-
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256("\n".join(map(str, _flatten(parts))).encode()).hexdigest()
-
-
-def _flatten(parts: Any) -> list[Any]:
-    flat: list[Any] = []
-    for part in parts:
-        flat.extend(part if isinstance(part, list | tuple) else [part])
-    return flat
-
-
-def environment() -> tuple[str, ...]:
-    """What an executable depends on beside its graphs."""
-    return (f"for {cpu_target()}", *_machine())
-
-
-@cache
-def _machine() -> tuple[str, ...]:
-    return (
-        f"torch {torch.__version__}",
-        f"max {version('max')}",
-        f"sources {sources_digest(_PACKAGE)}",
-        f"cpu {platform.machine()} {cpu_features()}",
-        f"{accelerator_count()} accelerators, {this_gpu()}",
-    )
-
-
-def sources_digest(folder: Path) -> str:
-    """SHA-256 of the Python and Mojo sources below a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".mojo", ".mojoc")):
-        digest.update(str(path.relative_to(folder)).encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return digest_of(_GraphWriter(gm).lines(), repr(sorted(options.cache_key().items())))
 
 
 class _GraphWriter:
@@ -101,8 +53,7 @@ class _GraphWriter:
 
     def _constant(self, tensor: torch.Tensor) -> str:
         with real_tensors():
-            data = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
-        return f"{self._tensor(tensor)} {hashlib.sha256(data).hexdigest()}"
+            return f"{self._tensor(tensor)} {tensor_digest(tensor)}"
 
     def _tensor(self, value: torch.Tensor) -> str:
         return (

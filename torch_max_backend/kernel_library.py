@@ -18,8 +18,8 @@ from pathlib import Path
 from mojo.run import subprocess_run_mojo
 
 from torch_max_backend import cache
+from torch_max_backend.digests import sources_digest
 from torch_max_backend.errors import CompileError
-from torch_max_backend.fingerprint import sources_digest
 
 log = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent / "kernels"

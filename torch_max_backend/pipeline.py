@@ -30,16 +30,17 @@ def compile_program(
     example_inputs: Sequence[Any],
     settings: MaxOptions,
     executables: dict[str, bytes] | None = None,
+    dynamo_key: str | None = None,
 ) -> Callable[..., Any]:
     """Dynamo's graph through AOTAutograd.
 
     Args:
-        executables: see :func:`torch_max_backend.compilation.compile_graph`.
+        executables, dynamo_key: see :func:`torch_max_backend.compilation.compile_graph`.
 
     Raises:
         UnsupportedOpsError, LoweringError: the graph cannot be lowered.
     """
-    compiler = partial(_compile, settings=settings, executables=executables)
+    compiler = partial(_compile, settings=settings, executables=executables, dynamo_key=dynamo_key)
     start = time.perf_counter()
     with collector_paused():
         aot = aot_autograd(
@@ -57,6 +58,7 @@ def _compile(
     *,
     settings: MaxOptions,
     executables: dict[str, bytes] | None,
+    dynamo_key: str | None,
     kind: str,
     start: float | None,
 ) -> Callable[[list[Any]], list[Any]]:
@@ -64,8 +66,14 @@ def _compile(
     if flags.verbose_enabled():
         log.warning("%s graph\n%s", kind, describe_graph(gm))
     traced = time.perf_counter()
+    metadata = _metadata()
     compiled = compile_graph(
-        gm, settings, kind=kind, weights=_static_arguments(kind), executables=executables
+        gm,
+        settings,
+        kind=kind,
+        weights=_static_arguments(metadata) if kind != "backward" else [],
+        executables=executables,
+        dynamo_key=dynamo_key if kind == "inference" and _is_called_plainly(metadata) else None,
     )
     if start is not None and profiling.enabled():
         profiling.record(compiled.name, "trace", start, traced)
@@ -82,13 +90,30 @@ def _boxed(compiled: CompiledGraph) -> Callable[[list[Any]], list[Any]]:
     return call
 
 
-def _static_arguments(kind: str) -> list[int]:
+def _metadata() -> Any:
+    """What AOTAutograd knows of the graph that it is tracing, None where it does not say."""
+    context = TracingContext.try_get()
+    return context.fw_metadata if context is not None else None
+
+
+def _static_arguments(metadata: Any) -> list[int]:
     """Positions of the arguments that AOTAutograd knows to be parameters and buffers.
 
-    Reads AOTAutograd's metadata; without it every argument is bound anew at each call.
+    Without them every argument is bound anew at each call.
     """
-    context = TracingContext.try_get()
-    metadata = context.fw_metadata if context is not None else None
-    if metadata is None or kind == "backward":
-        return []
     return list(getattr(metadata, "static_input_indices", None) or [])
+
+
+def _is_called_plainly(metadata: Any) -> bool:
+    """Whether AOTAutograd hands arguments and results through as they are: none of the arguments
+    is changed, none of the results is a view of another tensor."""
+    from torch._functorch._aot_autograd.schemas import OutputType
+
+    if metadata is None or metadata.tokens or metadata.num_intermediate_bases:
+        return False
+    changed = any(
+        found.mutates_data or found.mutates_metadata or found.mutates_storage_metadata
+        for found in metadata.input_info
+    )
+    kinds = {found.output_type for found in metadata.output_info}
+    return not changed and kinds <= {OutputType.non_alias}

@@ -26,11 +26,6 @@ _VALUE = "example_value"
 """Where Dynamo's nodes have their fake value."""
 
 
-def is_wanted() -> bool:
-    """Whether ``aot_compile`` is what calls the backend; it says so in AOTAutograd's settings."""
-    return bool(torch._functorch.config.bundled_autograd_cache)
-
-
 def _without_autograd_cache() -> AbstractContextManager[Any]:
     """AOTAutograd's own way of saving, which ``aot_compile`` turns on, is for Inductor's code."""
     return torch._functorch.config.patch(

@@ -81,6 +81,12 @@ def overloads() -> tuple[OpOverload, ...]:
     return tuple(_TABLE)
 
 
+def has_rows_of_the_users() -> bool:
+    """Whether a lowering comes from outside of this package."""
+    inside = f"{__package__}."
+    return not all(row.function.__module__.startswith(inside) for row in _TABLE.values())
+
+
 def _register(overload: Any, function: Callable[..., Any], supports: Supports | None) -> None:
     overload = _single_overload(overload)
     if overload in _TABLE:

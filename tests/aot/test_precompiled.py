@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 LOAD = """
 import json, sys
 import torch
-from torch_max_backend.compilation import statistics
+from torch_max_backend.compile_statistics import statistics
 
 torch.set_num_threads(int(sys.argv[1]))  # PyTorch's guards ask for the number it was compiled with
 with open("function.pt", "rb") as file, torch.no_grad():
