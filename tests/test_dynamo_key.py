@@ -196,6 +196,14 @@ def test_a_function_under_the_name_of_torchs_has_none(monkeypatch):
     assert key_of(lambda x: torch.nn.functional.softsign(x), X) is None
 
 
+def test_a_region_with_settings_of_its_own_has_none():
+    from torch._higher_order_ops.invoke_subgraph import NestedCompileRegionOptions
+
+    options = NestedCompileRegionOptions(decompositions={torch.ops.aten.relu.default: torch.sin})
+    marked = torch.compiler.nested_compile_region(lambda x: x.relu(), options=options)
+    assert key_of(lambda x: marked(x), X) is None
+
+
 def test_under_a_mode_or_a_transform_there_is_none():
     gm = torch.fx.symbolic_trace(lambda: 1)
     assert dynamo_key(gm, [], MaxOptions()) is not None

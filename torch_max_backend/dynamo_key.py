@@ -37,7 +37,7 @@ class _UntoldError(Exception):
 
 def dynamo_key(gm: GraphModule, example_inputs: Sequence[Any], options: MaxOptions) -> str | None:
     """Hex SHA-256; equal keys = AOTAutograd and the passes make equal graphs. None: no telling."""
-    if _is_intercepted() or _has_lowerings_of_the_users():
+    if _is_intercepted() or _has_user_lowerings():
         return None
     try:
         told = _inputs(gm.graph.find_nodes(op="placeholder"), example_inputs)
@@ -61,10 +61,10 @@ def _is_intercepted() -> bool:
     )
 
 
-def _has_lowerings_of_the_users() -> bool:
+def _has_user_lowerings() -> bool:
     """Without importing the table: nobody has added to it before that."""
     registry = sys.modules.get("torch_max_backend.registry")
-    return registry is not None and registry.has_rows_of_the_users()
+    return registry is not None and registry.has_user_lowerings()
 
 
 def _torch_settings() -> str:

@@ -81,7 +81,7 @@ def overloads() -> tuple[OpOverload, ...]:
     return tuple(_TABLE)
 
 
-def has_rows_of_the_users() -> bool:
+def has_user_lowerings() -> bool:
     """Whether a lowering comes from outside of this package."""
     inside = f"{__package__}."
     return not all(row.function.__module__.startswith(inside) for row in _TABLE.values())
