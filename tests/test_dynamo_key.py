@@ -200,8 +200,9 @@ def test_a_region_with_settings_of_its_own_has_none():
     from torch._higher_order_ops.invoke_subgraph import NestedCompileRegionOptions
 
     options = NestedCompileRegionOptions(decompositions={torch.ops.aten.relu.default: torch.sin})
-    marked = torch.compiler.nested_compile_region(lambda x: x.relu(), options=options)
-    assert key_of(lambda x: marked(x), X) is None
+    with torch._dynamo.config.patch(enable_invoke_subgraph_regional_compile=True):
+        marked = torch.compiler.nested_compile_region(lambda x: x.relu(), options=options)
+        assert key_of(lambda x: marked(x), X) is None
 
 
 def test_under_a_mode_or_a_transform_there_is_none():
