@@ -371,11 +371,14 @@ def test_the_package_alone_imports_neither_torch_nor_max(start):
     )
 
 
-def test_the_backend_is_imported_without_what_only_lowering_needs(start):
+def test_the_backend_is_imported_without_what_only_tracing_and_lowering_need(start):
     start(
         "-c",
         "import sys, torch_max_backend\n"
         "torch_max_backend.max_backend\n"
+        "assert 'torch_max_backend.registry' not in sys.modules\n"
+        "assert 'torch_max_backend.pipeline' not in sys.modules\n"
+        "import torch_max_backend.pipeline\n"
         "assert 'torch_max_backend.tables' in sys.modules\n"
         "assert 'beartype' not in sys.modules",
     )

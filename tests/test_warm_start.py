@@ -1,6 +1,9 @@
 """Executables found by Dynamo's graph alone: when there is one, and that it answers as eager."""
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch_max_backend import cache, pipeline
 from torch_max_backend.compile_statistics import statistics
 from torch_max_backend.executable import CompiledGraph
 
+ROOT = Path(__file__).parents[1]
 X = torch.randn(3, 5, 16)
 
 
@@ -70,6 +74,24 @@ def check(model, run):
         for result, eager in zip(run(x), model(x), strict=True):
             torch.testing.assert_close(result, eager)
             assert result.stride() == eager.stride()
+
+
+ANOTHER_PROCESS = """
+from tests.test_warm_start import Model, check, compiled, pipeline
+
+pipeline.compile_program = None
+model = Model().eval()
+check(model, compiled(model))
+"""
+
+
+def test_another_process_does_not_trace(calls):
+    model = Model().eval()
+    check(model, compiled(model))
+    done = subprocess.run(
+        [sys.executable, "-c", ANOTHER_PROCESS], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_a_graph_that_was_compiled_is_called_without_a_trace(calls, monkeypatch, caplog):
