@@ -68,7 +68,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 def _phases() -> dict[str, float]:
     """What the profile knows; "trace" is from the backend's call to the lowering, AOTAutograd's
-    part; Dynamo is the rest."""
+    part, and 0 where the cache spares it; Dynamo is the rest."""
     from torch_max_backend import profiling
 
     totals = dict.fromkeys(PHASES, 0.0)
