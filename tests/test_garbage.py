@@ -1,8 +1,9 @@
-"""The collector is paused while compiling and comes back as it was; what is imported is old."""
+"""The collector is paused while starting and compiling; what is imported is old afterwards."""
 
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import torch
 
 import torch_max_backend
 from torch_max_backend import garbage, max_backend
-from torch_max_backend.garbage import collector_paused, make_old
+from torch_max_backend.garbage import collector_paused, first_trace, make_old
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +83,42 @@ def test_an_import_makes_old_once(monkeypatch, tmp_path):
     assert len(calls) == 1
 
 
+FIRST_START = """
+import gc, sys, torch
+collections = []
+gc.callbacks.append(lambda phase, info: collections.append(info["generation"]))
+IMPORT
+assert "torch._dynamo" in sys.modules and gc.isenabled()
+assert 2 not in collections, collections
+
+enabled = []
+@torch.compiler.assume_constant_result
+def observe():
+    enabled.append(gc.isenabled())
+    return 2.0
+
+@torch.compile(backend="max", fullgraph=True)
+def nothing_lowers_this(x):
+    return torch.linalg.svdvals(x) * observe()
+
+for _ in range(2):
+    try:
+        nothing_lowers_this(torch.randn(3, 3))
+    except Exception as error:
+        assert "svd" in str(error), error
+    assert gc.isenabled()
+assert enabled == [False, True], enabled
+"""
+
+
+@pytest.mark.parametrize("statement", ["import vit", "from torch_max_backend import max_backend"])
+def test_a_start_is_without_a_full_collection(statement):
+    """In the import of Dynamo and its first trace; a trace that fails brings the collector back."""
+    command = [sys.executable, "-c", FIRST_START.replace("IMPORT", statement)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_a_compile_that_fails_brings_it_back():
     def nothing_lowers_this(x: torch.Tensor) -> torch.Tensor:
         return torch.linalg.svdvals(x)
@@ -89,3 +126,11 @@ def test_a_compile_that_fails_brings_it_back():
     with pytest.raises(Exception, match="svd"):
         torch.compile(nothing_lowers_this, backend=max_backend, fullgraph=True)(torch.randn(3, 3))
     assert gc.isenabled()
+
+
+def test_the_first_trace_leaves_a_collector_that_was_off(monkeypatch):
+    monkeypatch.setattr(first_trace, "_has_come", False)
+    gc.disable()
+    first_trace.start()
+    first_trace.end()
+    assert not gc.isenabled()

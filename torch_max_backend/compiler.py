@@ -9,12 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch._dynamo  # torch.compile would import it, with the collector running
 from torch.fx import GraphModule
 
 from torch_max_backend import flags, warm_start
 from torch_max_backend.dynamo_key import dynamo_key
-from torch_max_backend.garbage import imported
+from torch_max_backend.garbage import first_trace, imported
 from torch_max_backend.options import MaxOptions
+
+torch._dynamo.on_compile_start(first_trace.start)
+torch._dynamo.on_compile_end(first_trace.end)
 
 
 def max_backend(
