@@ -246,7 +246,7 @@ class _Builder:
         def show(arg: Any) -> Any:
             value = self.values.get(arg) if isinstance(arg, Node) else arg
             if isinstance(value, TensorValue):
-                return f"{value.dtype.name}{[str(d) for d in value.shape]}"
+                return f"{value.dtype.name}{_shown(value.shape)}"
             return arg.meta.get("val") if isinstance(arg, Node) else value
 
         args = ", ".join(
@@ -257,6 +257,10 @@ class _Builder:
             f"lowering {node.target} failed: {type(error).__name__}: {error}\n"
             f"  node:   {node.name}\n  inputs: {args}\n  source: {source_of(node)}"
         )
+
+
+def _shown(shape: Sequence[Dim]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
 
 
 def _conform(result: Any, expected: Any) -> Any:
@@ -286,7 +290,5 @@ def _rebind(value: TensorValue, shape: Sequence[Dim]) -> TensorValue:
         for a, b in zip(have, shape, strict=False)
     )
     if not agree:
-        raise MaxBackendError(
-            f"the value has shape {[str(d) for d in have]}, torch says {[str(d) for d in shape]}"
-        )
+        raise MaxBackendError(f"the value has shape {_shown(have)}, torch says {_shown(shape)}")
     return ops.rebind(value, shape, "a size differs from what torch computed for it")
