@@ -44,13 +44,14 @@ from torch_max_backend.errors import (
 
 
 class Model(nn.Module):
-    """Weights of which two are one, a buffer that counts the calls, results of every kind."""
+    """Weights of which two are one and two unused, a buffer that counts, results of every kind."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(8, 8)
         self.second = nn.Linear(8, 8)
         self.second.weight = self.first.weight
+        self.head = nn.Linear(8, 3)  # not called
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         self.register_buffer("offset", torch.arange(8.0), persistent=False)
 
@@ -149,6 +150,7 @@ def test_what_it_says_of_itself(made: exporting.Export, package_model: MaxCompil
     )
     assert {e["name"]: e["shape"] for e in metadata["constants"]}["first.weight"] == [8, 8]
     assert metadata["aliases"] == {"second.weight": "first.weight"}
+    assert metadata["unused"] == ["head.weight", "head.bias"]
     strings = package_model.get_metadata()
     assert strings["model"] == "Model" and json.loads(strings["versions"]) == metadata["versions"]
     assert all("dict" in tree for tree in package_model.get_call_spec())

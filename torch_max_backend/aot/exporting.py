@@ -357,6 +357,7 @@ def _metadata(
     devices = {entry["device"] for entry in (*inputs, *outputs)}
     devices |= {placeholders[place].meta["val"].device.type for place in spec.constants.values()}
     devices = devices - {"cpu"} or {"cpu"}
+    aliases = _aliases(program.state_dict, constants)
     return {
         "model": type(model).__name__,
         "device": ", ".join(sorted(devices)),
@@ -379,7 +380,8 @@ def _metadata(
             }
             for name in constants
         ],
-        "aliases": _aliases(program.state_dict, constants),
+        "aliases": aliases,
+        "unused": [n for n in program.state_dict if n not in constants and n not in aliases],
     }
 
 

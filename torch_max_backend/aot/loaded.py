@@ -343,15 +343,17 @@ class MaxCompiledModel:
         """New weights without a compile: they are copied.
 
         Args:
-            mapping: by the names of ``get_constant_fqns``; a state dict of the model serves.
+            mapping: by the names of ``get_constant_fqns``; a state dict of the model serves (what
+                the program does not use of it is passed over).
             check_full_update: whether every parameter and persistent buffer must be there.
 
         Raises:
             ConstantsError: unknown, missing or mis-shaped names, all of them; nothing is changed.
         """
-        aliases = self._metadata["aliases"]
+        aliases, unused = self._metadata["aliases"], self._metadata["unused"]
         tied = {aliases[name]: value for name, value in mapping.items() if name in aliases}
-        mapping = tied | {name: value for name, value in mapping.items() if name not in aliases}
+        left = {name: value for name, value in mapping.items() if name not in unused}
+        mapping = tied | {name: value for name, value in left.items() if name not in aliases}
         faults = [f"unknown: {name}" for name in mapping if name not in self._constants]
         if check_full_update:
             faults += [

@@ -32,7 +32,7 @@ from torch_max_backend.errors import (
 )
 from torch_max_backend.replacing import replacing
 
-FORMAT = 1
+FORMAT = 2
 VERSION = "version"
 MANIFEST = "manifest.json"
 METADATA = "metadata.json"
