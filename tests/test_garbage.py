@@ -106,6 +106,8 @@ for _ in range(2):
         nothing_lowers_this(torch.randn(3, 3))
     except Exception as error:
         assert "svd" in str(error), error
+    else:
+        raise AssertionError("it was compiled")
     assert gc.isenabled()
 assert enabled == [False, True], enabled
 """

@@ -46,8 +46,9 @@ def imported(*modules: str) -> ModuleType:
 class FirstTrace:
     """No collection while Dynamo traces for the first time; `start` and `end` are its callbacks.
 
-    A start from the compile cache would spend 0.3 s of 3 in a full collection there. Later traces
-    collect: a process that compiles all day has garbage to find.
+    A start from the compile cache would spend 0.3 s of 3 in a full collection there. What Dynamo's
+    backend does, whichever it is, falls into the trace. Later traces collect: a process that
+    compiles all day has garbage to find.
     """
 
     def __init__(self) -> None:

@@ -23,6 +23,7 @@ from vit.transformer import (
 )
 
 imported("torch._dynamo")  # torch.compiler's decorators need it: 0.4 s less without collections
+
 __all__ = ["ViT", "ViTConfig", "ViTFeatures", "register_vit_constructors"]
 
 Device = torch.device | str | None

@@ -352,8 +352,8 @@ class MaxCompiledModel:
         """
         aliases, unused = self._metadata["aliases"], self._metadata["unused"]
         tied = {aliases[name]: value for name, value in mapping.items() if name in aliases}
-        left = {name: value for name, value in mapping.items() if name not in unused}
-        mapping = tied | {name: value for name, value in left.items() if name not in aliases}
+        passed_over = {*aliases, *unused}
+        mapping = tied | {name: value for name, value in mapping.items() if name not in passed_over}
         faults = [f"unknown: {name}" for name in mapping if name not in self._constants]
         if check_full_update:
             faults += [
