@@ -326,6 +326,38 @@ def test_a_process_that_ends_under_a_background_compile(tmp_path):
     assert any(path.stat().st_size > 10_000 for path in programs)
 
 
+SWITCHES = """
+import logging, time
+import torch
+
+lines = []
+logger = logging.getLogger("torch_max_backend")
+logger.setLevel(logging.INFO)
+handler = logging.Handler()
+handler.emit = lambda record: lines.append(record.getMessage())
+logger.addHandler(handler)
+run = torch.compile(torch.tanh, backend="max", options={"compile": "background"})
+x = torch.randn(1000)
+deadline = time.monotonic() + 300
+answers = [run(x)]
+while not any("switching" in line for line in lines) and time.monotonic() < deadline:
+    answers.append(run(x))
+    time.sleep(0.05)
+eager = torch.tanh(x)
+assert all(torch.equal(answer, eager) for answer in answers[:-1])
+torch.testing.assert_close(run(x), eager)
+assert "compiling in the background" in lines[0], lines
+assert "from the compile cache, not traced" in lines[1], lines
+assert "switching to MAX" in lines[2] and len(lines) == 3, lines
+"""
+
+
+def test_a_background_compile_in_a_process_of_its_own(tmp_path):
+    env = {**os.environ, "TORCH_MAX_BACKEND_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", SWITCHES], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_background_switches_once_and_says_so(background, cold):
     first = [line for line in background["logged"] if "answering with eager" in line]
     switched = [line for line in background["logged"] if "switching to MAX" in line]

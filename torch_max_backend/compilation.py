@@ -340,6 +340,17 @@ def _retire(program: Program) -> None:
             _open.remove(program)
 
 
+def compile_waiting() -> None:
+    """Compiles the graphs that wait for a first run.
+
+    Raises:
+        CompileError: MAX refused one of them.
+    """
+    for program in list(_open):
+        for graph in program.graphs:
+            program.model(graph)
+
+
 def _submit(pending: _Pending) -> Program:
     while True:
         with _open_lock:

@@ -13,6 +13,7 @@ import torch._dynamo  # torch.compile would import it, with the collector runnin
 from torch.fx import GraphModule
 
 from torch_max_backend import flags, warm_start
+from torch_max_backend.background import BackgroundCall, can_wait
 from torch_max_backend.dynamo_key import dynamo_key
 from torch_max_backend.garbage import first_trace, imported
 from torch_max_backend.options import MaxOptions
@@ -50,8 +51,14 @@ def max_backend(
     found = warm_start.find(key) if key is not None else None
     if found is not None:
         return found
-    pipeline = imported("torch_max_backend.pipeline")
-    return pipeline.compile_program(gm, example_inputs, settings, dynamo_key=key)
+
+    def trace(inputs: Sequence[Any]) -> Callable[..., Any]:
+        pipeline = imported("torch_max_backend.pipeline")
+        return pipeline.compile_program(gm, inputs, settings, dynamo_key=key)
+
+    if settings.compile == "background" and key is not None and can_wait(example_inputs):
+        return BackgroundCall(gm, example_inputs, settings, key, trace)
+    return trace(example_inputs)
 
 
 def _aot_compile_is_calling() -> bool:

@@ -21,7 +21,8 @@ class MaxOptions:
 
     Args:
         compile: ``"lazy"`` compiles at the first call that needs the graph; ``"background"``
-            answers calls with eager PyTorch until MAX is ready, then switches.
+            answers calls with eager PyTorch until MAX is ready, then switches; what can be traced
+            elsewhere is compiled in a process of its own.
         cache: read and write the disk cache.
         attention: ``"flash"`` lowers scaled_dot_product_attention to one kernel, ours on CPU and
             MAX's on GPU, ``"composed"`` to matmul, softmax, matmul, of which MAX fuses what it

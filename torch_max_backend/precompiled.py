@@ -18,12 +18,9 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from torch_max_backend.graph_pickle import load_graph, save_graph
+from torch_max_backend.graph_pickle import fake_inputs, load_dynamo_graph, save_dynamo_graph
 from torch_max_backend.options import MaxOptions
 from torch_max_backend.pipeline import compile_program
-
-_VALUE = "example_value"
-"""Where Dynamo's nodes have their fake value."""
 
 
 def _without_autograd_cache() -> AbstractContextManager[Any]:
@@ -53,10 +50,9 @@ class PrecompiledFunction(SerializableCallable):
         """The function; MAX compiles only what was saved by another release, or elsewhere."""
         state = pickle.loads(data)
         fake_mode = FakeTensorMode(shape_env=ShapeEnv())
-        gm = _load_graph(state["graph"], fake_mode)
-        inputs = [node.meta[_VALUE] for node in gm.graph.find_nodes(op="placeholder")]
+        gm = load_dynamo_graph(state["graph"], fake_mode)
         with tracing(TracingContext(fake_mode)), torch.set_grad_enabled(state["grad"]):
-            function = compile_program(gm, inputs, state["options"], state["executables"])
+            function = compile_program(gm, fake_inputs(gm), state["options"], state["executables"])
         return cls(function, data)
 
 
@@ -69,7 +65,7 @@ def precompile(
         UnsupportedOpsError, LoweringError, CompileError: as max_backend, and MAX's refusal.
     """
     state: dict[str, Any] = {
-        "graph": _save_graph(gm),
+        "graph": save_dynamo_graph(gm),
         "options": options,
         "grad": torch.is_grad_enabled(),
         "executables": {},
@@ -77,18 +73,3 @@ def precompile(
     with _without_autograd_cache():
         function = compile_program(gm, example_inputs, options, state["executables"])
     return PrecompiledFunction(function, pickle.dumps(state))
-
-
-def _save_graph(gm: GraphModule) -> bytes:
-    """Of the fake values only the arguments' are kept: some of the others cannot be written, and
-    tracing makes them anew."""
-    arguments = set(gm.graph.find_nodes(op="placeholder"))
-    return save_graph(gm, lambda node, key: key != _VALUE or node in arguments)
-
-
-def _load_graph(data: bytes, fake_mode: FakeTensorMode) -> GraphModule:
-    gm = load_graph(data, fake_mode)
-    for node in gm.graph.find_nodes(op="placeholder"):
-        node._dynamo_source = None  # AOTAutograd asks each for it and takes None
-    gm.recompile()
-    return gm

@@ -313,6 +313,20 @@ def test_benchmark_where_nothing_runs(files: Path, monkeypatch):
     assert "max: the process died" in done.stdout and "eager: one\n" in done.stdout
 
 
+def test_benchmark_says_first_that_there_will_be_no_plots(files: Path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr("vit.cli.plots.find_spec", lambda name: None)
+    monkeypatch.setattr("vit.cli.plots.progress", said.append)
+
+    def fail(case):
+        raise ValueError(f"said before: {said}")
+
+    monkeypatch.setattr("vit.cli.benchmark.measure_apart", fail)
+    assert "said before: []" in run("benchmark", *benchmark_arguments(files, "--no-plots")).stdout
+    done = run("benchmark", *benchmark_arguments(files))
+    assert "no plots: matplotlib is not installed (pip install matplotlib)" in done.stdout
+
+
 def test_progress_on_a_terminal(files: Path):
     """A spinner that leaves nothing behind; elsewhere it is a line, see the other tests."""
     code = """

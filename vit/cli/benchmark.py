@@ -19,7 +19,7 @@ from torch_max_backend.replacing import replacing
 from vit.cli.components import components
 from vit.cli.measuring import PASS_MODES, BenchmarkCase, measure_apart
 from vit.cli.parameters import FILE, Device, read_config
-from vit.cli.plots import write_plots
+from vit.cli.plots import tell_if_missing, write_plots
 
 
 @click.group(invoke_without_command=True)
@@ -66,6 +66,8 @@ def benchmark(
         raise click.UsageError("Missing option '--configs'.")
     for path in configs:
         read_config(path)
+    if not no_plots:
+        tell_if_missing()
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
     sizes: list[tuple[int, int] | None] = [(side, side) for side in resolutions] or [None]

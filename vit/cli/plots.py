@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,17 @@ PLOTS = {
 }
 
 
+def tell_if_missing() -> None:
+    """Says, before anything is measured, that there will be no plots without matplotlib."""
+    if find_spec("matplotlib") is None:
+        progress("no plots: matplotlib is not installed (pip install matplotlib)")
+
+
 def write_plots(folder: Path, rows: Sequence[dict[str, Any]], formats: Sequence[str]) -> list[Path]:
     """Bars by case and backend, a plot for each of PLOTS; none without matplotlib."""
     try:
         import matplotlib
     except ImportError:
-        progress("no plots: matplotlib is not installed (pip install matplotlib)")
         return []
     matplotlib.use("agg")
     from matplotlib import pyplot
@@ -49,7 +55,7 @@ def write_plots(folder: Path, rows: Sequence[dict[str, Any]], formats: Sequence[
                 label=backend,
                 color=COLOURS.get(backend),
             )
-            axes.bar_label(bars, fmt="%.3g", fontsize=7)
+            axes.bar_label(bars, fmt=_label, fontsize=7)
         names = [f"{config}\nbatch {batch}\n{image}" for config, batch, image in cases]
         axes.set_xticks(range(len(cases)), names)
         axes.set_ylabel(label)
@@ -63,3 +69,8 @@ def write_plots(folder: Path, rows: Sequence[dict[str, Any]], formats: Sequence[
             written.append(path)
         pyplot.close(figure)
     return written
+
+
+def _label(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
