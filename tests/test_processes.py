@@ -76,12 +76,8 @@ print("RESULT", json.dumps({
 }))
 """
 
-BACKGROUND = """
-import json, logging, threading, time
-import torch
-from user_model import make
-from torch_max_backend import compilation
-from torch_max_backend.session import session
+LOGGED = """
+import logging
 
 logged = []
 logger = logging.getLogger("torch_max_backend")
@@ -89,6 +85,16 @@ logger.setLevel(logging.INFO)
 handler = logging.Handler()
 handler.emit = lambda record: logged.append(record.getMessage())
 logger.addHandler(handler)
+"""
+
+BACKGROUND = (
+    LOGGED
+    + """
+import json, threading, time
+import torch
+from user_model import make
+from torch_max_backend import compilation
+from torch_max_backend.session import session
 
 go = threading.Event()
 compile_ = compilation.Program._compile
@@ -143,6 +149,7 @@ print("RESULT", json.dumps({
     "causes": [str(e.__cause__) for e in errors],
 }))
 """
+)
 
 PYTEST = """
 import torch
@@ -326,30 +333,27 @@ def test_a_process_that_ends_under_a_background_compile(tmp_path):
     assert any(path.stat().st_size > 10_000 for path in programs)
 
 
-SWITCHES = """
-import logging, time
+SWITCHES = (
+    LOGGED
+    + """
+import time
 import torch
 
-lines = []
-logger = logging.getLogger("torch_max_backend")
-logger.setLevel(logging.INFO)
-handler = logging.Handler()
-handler.emit = lambda record: lines.append(record.getMessage())
-logger.addHandler(handler)
 run = torch.compile(torch.tanh, backend="max", options={"compile": "background"})
 x = torch.randn(1000)
 deadline = time.monotonic() + 300
 answers = [run(x)]
-while not any("switching" in line for line in lines) and time.monotonic() < deadline:
+while not any("switching" in line for line in logged) and time.monotonic() < deadline:
     answers.append(run(x))
     time.sleep(0.05)
 eager = torch.tanh(x)
 assert all(torch.equal(answer, eager) for answer in answers[:-1])
 torch.testing.assert_close(run(x), eager)
-assert "compiling in the background" in lines[0], lines
-assert "from the compile cache, not traced" in lines[1], lines
-assert "switching to MAX" in lines[2] and len(lines) == 3, lines
+assert "compiling in the background" in logged[0], logged
+assert "from the compile cache, not traced" in logged[1], logged
+assert "switching to MAX" in logged[2] and len(logged) == 3, logged
 """
+)
 
 
 def test_a_background_compile_in_a_process_of_its_own(tmp_path):
