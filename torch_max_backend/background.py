@@ -151,7 +151,8 @@ class BackgroundCall:
             if run is None:
                 raise RuntimeError("the compile cache does not have it")
         except Exception as error:
-            log.info("not compiled in a process of its own, compiling here: %s", error)
+            reason = str(error)  # a record of the exception would keep its frames
+            log.warning("not compiled in a process of its own, compiling here: %s", reason)
             self._has_failed = True
             return
         self._switch(run)
