@@ -177,5 +177,6 @@ CONTESTANTS: dict[str, Contestant] = {
     "onnxruntime": _onnxruntime(),
     "openvino": _openvino(),
     "max": _compiled(backend="max"),
+    "max-freeze": _compiled(backend="max", options={"freeze": True}),
     "max-package": _package(),
 }

@@ -15,6 +15,7 @@ from torch_max_backend.replacing import replacing
 
 COLOURS = {
     "max": "#d1495b",
+    "max-freeze": "#e2858f",
     "max-package": "#8f2d3b",
     "eager": "#8d99ae",
     "inductor": "#2e4057",

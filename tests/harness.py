@@ -25,7 +25,7 @@ import shlex
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -63,12 +63,13 @@ class Case:
         others: inputs of other sizes that the graph of ``inputs`` must serve without a recompile.
         scale: what errors are measured against: "element" (element-wise ops) or "tensor" (sums of
             many terms: the largest magnitude of the reference).
-        group: cases of one group that are traced alike share a graph; None = a graph of its own.
+        group: cases of one group that are compiled alike share a graph; None = a graph of its own.
         signed_zero: zeros must have the sign of eager's or of the reference.
         reference: a function for the float64 reference, where ``function`` names a dtype; it gets
             the inputs in the precision that is then torch's default dtype.
         exact: results are moved, not computed: equal bit for bit, NaN aside.
         layout_only: random or uninitialised results: dtype, shape and strides are compared.
+        frozen: compiled with ``options={"freeze": True}``.
         thorough: other cases cover nearly the same; only with ``--thorough``.
     """
 
@@ -83,6 +84,7 @@ class Case:
     reference: Callable[..., Any] | None = None
     exact: bool = False
     layout_only: bool = False
+    frozen: bool = False
     thorough: bool = False
     make: Callable[[], tuple[Callable[..., Any], Sequence[Any]]] | None = None
 
@@ -196,15 +198,16 @@ def verdict_test(case: Case, verdicts: dict[str, str | None], request: Any) -> N
 class _Capture:
     """A backend that compiles lazily: while tracing, calls are answered by eager."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: Mapping[str, Any]) -> None:
         self.live = False
         self.graphs = 0
+        self.options = options
 
     def __call__(self, gm: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         if self.live:
             raise AssertionError("a recompile: one graph was to serve all these inputs")
         self.graphs += 1
-        compiled = max_backend(gm, example_inputs)
+        compiled = max_backend(gm, example_inputs, options=self.options)
 
         def run(*args: Any) -> Any:
             return compiled(*args) if self.live else gm(*args)
@@ -224,7 +227,7 @@ class _Traced:
 
     def __init__(self, cases: Sequence[Case]) -> None:
         self.cases = cases = [case.made() for case in cases]
-        self.backend = _Capture()
+        self.backend = _Capture({"freeze": cases[0].frozen})
         self.arguments = [list(case.inputs) for case in cases]
         self.slots: list[list[int]] = []
         self.flat = self._share(self.arguments)
@@ -332,7 +335,7 @@ def run_batch(file: str, cases: Sequence[Case]) -> tuple[dict[str, str | None], 
     compilation._open.clear()  # what other tests traced and never ran stays out of this program
     groups: dict[Any, list[Case]] = {}
     for case in cases:
-        key = (case.group, case.dynamic) if case.group and not case.others else case.id
+        key = (case.group, case.dynamic, case.frozen) if case.group and not case.others else case.id
         groups.setdefault(key, []).append(case)
     found: dict[str, str | None] = {}
     singles: list[list[Case]] = []

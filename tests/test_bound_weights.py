@@ -29,6 +29,16 @@ def test_values_may_change() -> None:
     assert bound([]).are_valid_for([])
 
 
+def test_values_of_frozen_ones_may_not() -> None:
+    tensors = weights()
+    check = BoundWeights(tensors, buffers=[], copied=[], release=lambda _: None, frozen=2)
+    with torch.no_grad():
+        tensors[0].mul_(2.0)
+        assert check.are_valid_for(tensors)
+        tensors[1].mul_(2.0)
+        assert not check.are_valid_for(tensors)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -74,6 +74,13 @@ class Mlp(nn.Module):
         return self.layers(x) + self.offset
 
 
+class Frozen(Mlp):
+    """Of its own code, so that Dynamo does not take its input's size for a dynamic one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)
+
+
 class Counter(nn.Module):
     """Writes to a buffer and to its input."""
 
@@ -151,6 +158,7 @@ def program() -> Program:
     traced = Program()
     with torch.no_grad():
         traced.add("mlp", Mlp().eval(), torch.randn(3, 8))
+        traced.add("frozen", Frozen().eval(), torch.randn(9, 8), options={"freeze": True})
         traced.add("layouts", layouts, torch.randn(4, 6))
         traced.add("strided", lambda x: x.exp() + x, torch.randn(6, 4).t())
         traced.add("negative", lambda x: x * 2 + 1, negative_view())
@@ -182,26 +190,64 @@ def test_one_module_serves_all(program: Program) -> None:
     assert all(graph.model is not None for graph in graphs)
 
 
-@pytest.mark.parametrize("change", ["in place", "data", "state dict", "resize", "buffer"])
+CHANGES = ["in place", "data", "state dict", "resize", "buffer"]
+
+
+@torch.no_grad()
+def change_weights(module: nn.Module, change: str) -> None:
+    weight = module.layers[0].weight
+    if change == "in place":
+        weight.mul_(2.0)
+    elif change == "data":
+        weight.data = torch.randn_like(weight)
+    elif change == "state dict":
+        module.load_state_dict({k: torch.randn_like(v) for k, v in module.state_dict().items()})
+    elif change == "resize":
+        weight.data.resize_(640, 640)  # moves the storage under the weight
+        weight.normal_()
+    else:
+        module.offset.normal_()
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_changed_weights_are_seen(program: Program, change: str) -> None:
     module, x = program.modules["mlp"], torch.randn(3, 8)
     with torch.no_grad():
         before = program["mlp"](x)
-        weight = module.layers[0].weight
-        if change == "in place":
-            weight.mul_(2.0)
-        elif change == "data":
-            weight.data = torch.randn_like(weight)
-        elif change == "state dict":
-            module.load_state_dict({k: torch.randn_like(v) for k, v in module.state_dict().items()})
-        elif change == "resize":
-            weight.data.resize_(640, 640)  # moves the storage under the weight
-            weight.normal_()
-        else:
-            module.offset.normal_()
+        change_weights(module, change)
         after = program["mlp"](x)
     assert not torch.allclose(before, after)
     check_mlp(program, x)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_of_frozen_weights_are_seen_and_told(
+    program: Program, change: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    module, x = program.modules["frozen"], torch.randn(9, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(program["frozen"](x), module(x))
+        caplog.clear()
+        change_weights(module, change)
+        for _ in range(2):
+            torch.testing.assert_close(program["frozen"](x), module(x))
+    told = [record for record in caplog.records if "weights have changed" in record.message]
+    assert len(told) == (change != "buffer")  # which is read as it is
+
+
+def test_frozen_weights_are_computed_once(
+    program: Program, caplog: pytest.LogCaptureFixture
+) -> None:
+    (graph,) = program.graphs["frozen"]
+    x = torch.randn(9, 8)
+    with torch.no_grad():
+        program["frozen"](x)
+        values = graph._frozen._frozen[1]
+        assert len(values) == 2  # of two layers
+        graph._bound = None  # bound anew, as in another of autograd's modes
+        program["frozen"](x)
+    assert graph._frozen._frozen[1] is values
+    assert "weights have changed" not in caplog.text
 
 
 def test_weights_are_bound_once(program: Program) -> None:

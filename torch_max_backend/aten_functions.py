@@ -1016,6 +1016,36 @@ def torch_max_backend_linear_gelu(
     return matmul_ops.biased_linear(input, weight, bias, activation)
 
 
+@lowering(torch.ops.torch_max_backend.packed_convolution.default)
+def torch_max_backend_packed_convolution(
+    input: TensorValue,
+    panels: TensorValue,
+    bias: TensorValue | None,
+    filters: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> TensorValue:
+    """packed_convolution(Tensor input, Tensor panels, Tensor? bias, int filters, int[] kernel, int[] stride, int[] padding, int[] dilation) -> Tensor"""
+    return convolution_ops.packed_convolution(
+        input, panels, bias, filters, kernel, stride, padding, dilation
+    )
+
+
+@lowering(torch.ops.torch_max_backend.packed_linear.default)
+def torch_max_backend_packed_linear(
+    input: TensorValue,
+    panels: TensorValue,
+    bias: TensorValue | None,
+    features: int,
+    *,
+    activation: str = "none",
+) -> TensorValue:
+    """packed_linear(Tensor input, Tensor panels, Tensor? bias, int features, *, str activation="none") -> Tensor"""
+    return matmul_ops.packed_linear(input, panels, bias, features, activation)
+
+
 @lowering(torch.ops.torch_max_backend.patch_embedding.default)
 def torch_max_backend_patch_embedding(
     input: TensorValue, weight: TensorValue, bias: TensorValue | None

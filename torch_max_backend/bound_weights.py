@@ -35,6 +35,7 @@ class BoundWeights:
     Args:
         buffers: one place for each input of the graph; None where it is bound at each call.
         copied: the inputs of weights that are not contiguous, hence copied at each call.
+        frozen: how many tensors, the last ones, must hold the numbers that they held.
     """
 
     def __init__(
@@ -43,13 +44,23 @@ class BoundWeights:
         buffers: list[Any],
         copied: list[int],
         release: Callable[[Any], None],
+        frozen: int = 0,
     ) -> None:
         self.buffers = buffers
         self.copied = copied
         self._pointers = _pointers_of(tensors)
         self._same_metadata = _metadata_check(tensors)
         self.pointers = frozenset(self._pointers)
+        self._first_frozen = len(tensors) - frozen
+        self._versions = self._versions_of(tensors)
         self._owners = [weakref.ref(tensor, release) for tensor in tensors]
 
     def are_valid_for(self, tensors: Sequence[torch.Tensor]) -> bool:
-        return self._pointers == _pointers_of(tensors) and self._same_metadata(*tensors)
+        return (
+            self._pointers == _pointers_of(tensors)
+            and self._same_metadata(*tensors)
+            and self._versions == self._versions_of(tensors)
+        )
+
+    def _versions_of(self, tensors: Sequence[torch.Tensor]) -> list[int]:
+        return [tensor._version for tensor in tensors[self._first_frozen :]]

@@ -30,6 +30,7 @@ from torch_max_backend.environment import program_key
 from torch_max_backend.errors import CompileError
 from torch_max_backend.executable import CompiledGraph
 from torch_max_backend.fingerprint import graph_fingerprint
+from torch_max_backend.frozen_part import FrozenPart
 from torch_max_backend.graph_builder import build_graph, check_supported
 from torch_max_backend.kernel_library import kernel_library
 from torch_max_backend.options import MaxOptions
@@ -371,6 +372,7 @@ def compile_graph(
     weights: Sequence[int] = (),
     executables: dict[str, bytes] | None = None,
     dynamo_key: str | None = None,
+    frozen: FrozenPart | None = None,
 ) -> CompiledGraph:
     """A callable for one AOTAutograd graph; MAX compiles it at the first call.
 
@@ -381,6 +383,7 @@ def compile_graph(
         executables: by fingerprint; with it the graph's executable is taken from there, or
             compiled now and added.
         dynamo_key: of Dynamo's graph, where this one's arguments and results are that one's.
+        frozen: what was taken out of the graph.
 
     Raises:
         UnsupportedOpsError, LoweringError: see graph_builder.
@@ -392,14 +395,16 @@ def compile_graph(
         if pending.key not in executables:
             executables[pending.key] = compile_ahead(gm, options)
         executable = executables[pending.key]
-        return CompiledGraph(pending.name, None, signature, weights, lambda: load_model(executable))
+        prepare = partial(load_model, executable)
+        return CompiledGraph(pending.name, None, signature, weights, prepare, frozen=frozen)
     program = _submit(pending)
     if dynamo_key is not None:
         warm_start.remember(dynamo_key, pending.marker, signature, weights)
     if options.compile == "background":
-        prepare = partial(program.poll, pending)
-        return CompiledGraph(pending.name, gm, signature, weights, prepare, program.start)
-    return CompiledGraph(pending.name, gm, signature, weights, partial(program.model, pending))
+        poll = partial(program.poll, pending)
+        return CompiledGraph(pending.name, gm, signature, weights, poll, program.start, frozen)
+    wait = partial(program.model, pending)
+    return CompiledGraph(pending.name, gm, signature, weights, wait, frozen=frozen)
 
 
 def _log_graph(name: str, graph: Graph | str) -> None:

@@ -38,7 +38,7 @@ def max_backend(
         mode: ``torch.compile``'s mode; only None and "default" mean something here.
 
     Raises:
-        OptionError: unknown option or mode.
+        OptionError: unknown option or mode; ``freeze`` where gradients are needed.
         UnsupportedOpsError, LoweringError: the graph cannot be lowered.
     """
     settings = MaxOptions.from_mapping(options, mode)
@@ -46,7 +46,8 @@ def max_backend(
         precompiled = imported("torch_max_backend.precompiled")
         return precompiled.precompile(gm, example_inputs, settings)
     key = None
-    if settings.cache and not flags.verbose_enabled():  # which logs the graphs
+    # what the verbose flag logs and what is frozen comes of a trace
+    if settings.cache and not settings.freeze and not flags.verbose_enabled():
         key = dynamo_key(gm, example_inputs, settings)
     found = warm_start.find(key) if key is not None else None
     if found is not None:

@@ -22,6 +22,7 @@ from torch.fx import GraphModule
 from torch_max_backend import profiling
 from torch_max_backend.bound_weights import BoundWeights
 from torch_max_backend.errors import InputError
+from torch_max_backend.frozen_part import FrozenPart
 from torch_max_backend.memory_sharing import buffer_of, is_shareable, tensor_of
 from torch_max_backend.signature import (
     ArgumentOutput,
@@ -57,6 +58,8 @@ class CompiledGraph:
         prepare: returns the MAX model, compiling if need be; None while a background compile runs.
         start: starts the background compile; called after each of eager's answers, so that the
             compiler does not take the processor from the first.
+        frozen: what was taken out of the graph; its results are the graph's last arguments, and
+            not the call's.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class CompiledGraph:
         weights: Sequence[int],
         prepare: Callable[[], Model | None],
         start: Callable[[], None] = lambda: None,
+        frozen: FrozenPart | None = None,
     ) -> None:
         self.name = name
         self.signature = signature
@@ -76,17 +80,19 @@ class CompiledGraph:
         self._start = start
         self._model: Model | None = None
         static = set(weights)
-        self._weights = [
-            (slot, b.argument)
-            for slot, b in enumerate(signature.inputs)
-            if b.kind == "tensor" and b.argument in static
-        ]
-        self._inputs = [
-            (slot, b.argument, b.kind)
-            for slot, b in enumerate(signature.inputs)
-            if b.kind != "tensor" or b.argument not in static
-        ]
-        self._select_weights = _selection([position for _, position in self._weights])
+        self._frozen = frozen
+        self._weights: list[tuple[int, int]] = []
+        self._results: list[tuple[int, int]] = []
+        self._inputs: list[tuple[int, int, str]] = []
+        for slot, bound in enumerate(signature.inputs):
+            if frozen is not None and bound.argument >= frozen.first:
+                self._results.append((slot, bound.argument - frozen.first))
+            elif bound.kind == "tensor" and bound.argument in static:
+                self._weights.append((slot, bound.argument))
+            else:
+                self._inputs.append((slot, bound.argument, bound.kind))
+        sources = frozen.sources if frozen is not None else []
+        self._select_weights = _selection([*(place for _, place in self._weights), *sources])
         self._bound: BoundWeights | None = None
         self._devices = [_torch_device(b.type.device) for b in signature.inputs]
         self._unbind = _plan_outputs(signature)
@@ -122,7 +128,7 @@ class CompiledGraph:
             if model is None:
                 assert eager is not None
                 with torch.no_grad():
-                    answer = list(eager(*args))
+                    answer = list(eager(*args, *self._frozen_values(args)))
                 self._start()
                 return answer
         if self._profile:
@@ -174,13 +180,23 @@ class CompiledGraph:
     def _bind_weights(self, weights: Sequence[torch.Tensor]) -> BoundWeights:
         buffers: list[Any] = [None] * len(self._devices)
         copied = []
-        for (slot, _), weight in zip(self._weights, weights, strict=True):
+        sources = weights[len(self._weights) :]
+        for (slot, _), weight in zip(self._weights, weights, strict=False):
             if is_shareable(weight):
                 buffers[slot] = self._bind_tensor(slot, weight)
             else:
                 copied.append(slot)
+        if self._frozen is not None:
+            values = self._frozen.values(sources)
+            for slot, place in self._results:
+                buffers[slot] = self._bind_tensor(slot, values[place])
         graph = weakref.ref(self)
-        return BoundWeights(weights, buffers, copied, lambda _: _release(graph))
+        return BoundWeights(weights, buffers, copied, lambda _: _release(graph), len(sources))
+
+    def _frozen_values(self, args: list[Any]) -> list[torch.Tensor]:
+        if self._frozen is None:
+            return []
+        return self._frozen.values([args[position] for position in self._frozen.sources])
 
     def _bind_tensor(self, slot: int, tensor: torch.Tensor) -> Buffer:
         device = self._devices[slot]

@@ -28,6 +28,12 @@ class MaxOptions:
             MAX's on GPU, ``"composed"`` to matmul, softmax, matmul, of which MAX fuses what it
             recognises.
 
+        freeze: for inference: compute what depends on weights alone once, and keep the weights of
+            linear layers on CPU packed as the products read them. Weights that change (an
+            optimizer's step, ``load_state_dict``, ``copy_``, another tensor) are seen at the next
+            call, which does so anew and warns; what is changed in place through ``.data`` or NumPy
+            is not.
+
     Raises:
         OptionError: a value is not one of the choices.
     """
@@ -35,6 +41,8 @@ class MaxOptions:
     compile: str = _option("lazy", choices=("lazy", "background"), in_key=False)
     cache: bool = _option(True, choices=(True, False), in_key=False)
     attention: str = _option("flash", choices=("flash", "composed"), in_key=True)
+
+    freeze: bool = _option(False, choices=(True, False), in_key=True)
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):

@@ -16,7 +16,9 @@ from torch_max_backend import flags, profiling
 from torch_max_backend.compilation import compile_graph
 from torch_max_backend.composites import replace_composites
 from torch_max_backend.decompositions import decompositions
+from torch_max_backend.errors import OptionError
 from torch_max_backend.executable import CompiledGraph
+from torch_max_backend.freezing import freeze
 from torch_max_backend.garbage import collector_paused
 from torch_max_backend.options import MaxOptions
 from torch_max_backend.passes import run_passes
@@ -38,6 +40,7 @@ def compile_program(
         executables, dynamo_key: see :func:`torch_max_backend.compilation.compile_graph`.
 
     Raises:
+        OptionError: ``freeze`` where gradients are needed.
         UnsupportedOpsError, LoweringError: the graph cannot be lowered.
     """
     compiler = partial(_compile, settings=settings, executables=executables, dynamo_key=dynamo_key)
@@ -67,6 +70,14 @@ def _compile(
         log.warning("%s graph\n%s", kind, describe_graph(gm))
     traced = time.perf_counter()
     metadata = _metadata()
+    frozen = None
+    if settings.freeze:
+        if kind != "inference":
+            raise OptionError(
+                "freeze=True is for inference, this call would be trained: call it under "
+                "torch.no_grad() or torch.inference_mode(), or leave freeze out"
+            )
+        frozen = freeze(gm, _unchanged_arguments(gm, metadata))
     compiled = compile_graph(
         gm,
         settings,
@@ -74,6 +85,7 @@ def _compile(
         weights=_static_arguments(metadata) if kind != "backward" else [],
         executables=executables,
         dynamo_key=dynamo_key if kind == "inference" and _is_called_plainly(metadata) else None,
+        frozen=frozen,
     )
     if start is not None and profiling.enabled():
         profiling.record(compiled.name, "trace", start, traced)
@@ -104,6 +116,26 @@ def _static_arguments(metadata: Any) -> list[int]:
     return list(getattr(metadata, "static_input_indices", None) or [])
 
 
+def _unchanged_arguments(gm: GraphModule, metadata: Any) -> list[int]:
+    """Of the static arguments those that the model itself does not change."""
+    static = _static_arguments(metadata)
+    changed = [i for i, found in enumerate(metadata.input_info) if _is_changed(found)]
+    if changed and len(metadata.input_info) != len(gm.graph.find_nodes(op="placeholder")):
+        # it describes tensor subclasses, the graph has the tensors in them
+        log.warning(
+            "nothing is frozen: the model changes buffers, and has tensors of other classes"
+        )
+        return []
+    return [i for i in static if i not in changed]
+
+
+def _is_changed(argument: Any) -> bool:
+    """Whether a call changes the argument, as AOTAutograd describes that one."""
+    return bool(
+        argument.mutates_data or argument.mutates_metadata or argument.mutates_storage_metadata
+    )
+
+
 def _is_called_plainly(metadata: Any) -> bool:
     """Whether AOTAutograd hands arguments and results through as they are: none of the arguments
     is changed, none of the results is a view of another tensor."""
@@ -111,9 +143,6 @@ def _is_called_plainly(metadata: Any) -> bool:
 
     if metadata is None or metadata.tokens or metadata.num_intermediate_bases:
         return False
-    changed = any(
-        found.mutates_data or found.mutates_metadata or found.mutates_storage_metadata
-        for found in metadata.input_info
-    )
+    changed = any(map(_is_changed, metadata.input_info))
     kinds = {found.output_type for found in metadata.output_info}
     return not changed and kinds <= {OutputType.non_alias}

@@ -77,10 +77,17 @@ trait Operands(Copyable, ImplicitlyCopyable, Movable):
         """Columns of the right operand where they follow each other in memory, else nothing."""
         ...
 
-    def pack(self, b: Int, column: Int, columns: Int, panel: BytePointer):
-        """Writes columns of the right operand in the order in which tiles read them: lines of
-        (segment, depth), of PANEL columns each, filled up with zeros to whole vectors."""
+    def panel(self, b: Int, column: Int, columns: Int, scratch: BytePointer) -> BytePointer:
+        """Columns of the right operand in the order in which tiles read them: lines of (segment,
+        depth), of PANEL columns each, filled up with zeros to whole vectors. Where they do not lie
+        in memory so, they are packed into the scratch."""
         ...
+
+
+def panel_bytes[dtype: DType](segments: Int, depth: Int) -> Int:
+    """What a panel takes that was packed before, of a type that the processor multiplies whole."""
+    comptime assert PARTS[dtype] == 1, "the processor does not multiply this type whole"
+    return segments * lines_of[dtype](depth) * PANEL[dtype] * size_of[UNIT[dtype]]()
 
 
 def contract[
@@ -121,10 +128,11 @@ def contract[
 
 struct Scratch[dtype: DType](Movable):
     """What a worker needs at a time: a packed panel, the sums and the table of a block, the lines
-    of a tile's rows where they are split, zeros."""
+    of a tile's rows where they are split, zeros; and the panel in use, packed here or not."""
 
     var size: Extents
     var lines: Int
+    var packed: UnitPointer[Self.dtype]
     var panel: UnitPointer[Self.dtype]
     var sums: SumPointer[Self.dtype]
     var split: UnitPointer[Self.dtype]
@@ -138,9 +146,10 @@ struct Scratch[dtype: DType](Movable):
         var packed = (size.segments * self.lines + 1) * PANEL[Self.dtype]  # and the excess
         var sums = BLOCK_ROWS * PANEL[Self.dtype]
         var split = ROWS * BLOCK_LINES if PARTS[Self.dtype] > 1 else 0
-        self.panel = unsafe_alloc[Unit](packed + sums + split + self.lines, alignment=64)
-        self.sums = self.panel.unsafe_offset(packed).unsafe_bitcast[Scalar[SUM[Self.dtype]]]()
-        self.split = self.panel.unsafe_offset(packed + sums)
+        self.packed = unsafe_alloc[Unit](packed + sums + split + self.lines, alignment=64)
+        self.panel = self.packed
+        self.sums = self.packed.unsafe_offset(packed).unsafe_bitcast[Scalar[SUM[Self.dtype]]]()
+        self.split = self.packed.unsafe_offset(packed + sums)
         var zeros = self.split.unsafe_offset(split)
         for i in range(self.lines):
             zeros[unsafe_offset=i] = 0
@@ -148,13 +157,13 @@ struct Scratch[dtype: DType](Movable):
         self.table = unsafe_alloc[BytePointer](BLOCK_ROWS * size.segments)
 
     def excess_at(self, vector: Int) -> SumPointer[Self.dtype]:
-        """Where the excess of a vector of the panel's columns is, below the panel."""
-        return self.panel.unsafe_offset(
+        """Where the excess of a vector of the panel's columns is, below what is packed."""
+        return self.packed.unsafe_offset(
             self.size.segments * self.lines * PANEL[Self.dtype] + vector * WIDTH[Self.dtype]
         ).unsafe_bitcast[Scalar[SUM[Self.dtype]]]()
 
     def free(self):
-        self.panel.unsafe_free()
+        self.packed.unsafe_free()
         self.table.unsafe_free()
 
 
@@ -163,7 +172,7 @@ def _task[
     dtype: DType, Source: Operands, Epilogue: Store[dtype]
 ](
     source: Source,
-    scratch: Scratch[dtype],
+    mut scratch: Scratch[dtype],
     mut turn: Turn,
     b: Int,
     column: Int,
@@ -173,11 +182,13 @@ def _task[
     store: Epilogue,
 ):
     """The panel from ``column`` on times the worker's parts of a task, blocks of ``height`` rows
-    from the ``first`` one on; what the panel from ``following`` on is packed from is read
+    from the ``first`` one on; what the panel from ``following`` on is made from is read
     meanwhile."""
     comptime width = WIDTH[dtype]
     var columns = min(PANEL[dtype], scratch.size.columns - column)
-    source.pack(b, column, columns, scratch.panel.unsafe_bitcast[UInt8]())
+    scratch.panel = source.panel(
+        b, column, columns, scratch.packed.unsafe_bitcast[UInt8]()
+    ).unsafe_bitcast[Scalar[UNIT[dtype]]]()
     comptime if dtype == DType.int8:
         _sum_up_excess[dtype](scratch, ceildiv(columns, width))
     var ahead = source.right_at(b, following, min(PANEL[dtype], scratch.size.columns - following))

@@ -5,7 +5,7 @@ the channels of one pixel of the input, or zeros beyond its border.
 """
 
 from std.sys import size_of
-from .contraction import Ahead, Extents, Operands, PANEL, Table
+from .contraction import Ahead, Extents, Operands, PANEL, Table, panel_bytes
 from .packing import pack_columns
 from .units import *
 
@@ -32,9 +32,9 @@ struct Axis(Copyable, ImplicitlyCopyable, Movable):
 
 
 @fieldwise_init
-struct Convolution[dtype: DType](Operands):
+struct Convolution[dtype: DType, packed: Bool](Operands):
     """(batch, *input, groups * channels) images and (groups * filters, *taps, channels) filters;
-    the groups are the contraction's batch."""
+    the groups are the contraction's batch. Filters of one group may be packed in panels."""
 
     var images: BytePointer
     var filters: BytePointer
@@ -77,16 +77,21 @@ struct Convolution[dtype: DType](Operands):
         return self.taps() * self.channels * size_of[Self.dtype]()
 
     def right_at(self, b: Int, column: Int, columns: Int) -> Ahead:
+        comptime if Self.packed:
+            var size = panel_bytes[Self.dtype](self.taps(), self.channels)
+            return Ahead(self.filters.unsafe_offset(column // PANEL[Self.dtype] * size), size)
         var row = self.filter_bytes()
         var start = self.filters.unsafe_offset((b * self.columns + column) * row)
         return Ahead(start, columns * row)
 
-    def pack(self, b: Int, column: Int, columns: Int, panel: BytePointer):
+    def panel(self, b: Int, column: Int, columns: Int, scratch: BytePointer) -> BytePointer:
         comptime size = size_of[Self.dtype]()
         comptime stride = PANEL[Self.dtype]
-        var row = self.filter_bytes()
         var source = self.right_at(b, column, columns).next
-        var target = panel.unsafe_bitcast[Scalar[UNIT[Self.dtype]]]()
+        comptime if Self.packed:
+            return source
+        var row = self.filter_bytes()
+        var target = scratch.unsafe_bitcast[Scalar[UNIT[Self.dtype]]]()
         var lines = lines_of[Self.dtype](self.channels)
         for tap in range(self.taps()):
             pack_columns[Self.dtype](
@@ -97,3 +102,4 @@ struct Convolution[dtype: DType](Operands):
                 target.unsafe_offset(tap * lines * stride),
                 stride,
             )
+        return scratch

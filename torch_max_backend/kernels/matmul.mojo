@@ -4,15 +4,22 @@ from std.math import ceildiv
 from std.runtime import parallelism_level
 from std.sys import size_of
 from max.algorithm import sync_parallelize
-from .contraction import Ahead, Extents, Operands, PANEL, Store, Table, contract
+from .contraction import Ahead, Extents, Operands, PANEL, Store, Table, contract, panel_bytes
 from .packing import pack_columns, pack_rows
 from .units import *
 
+comptime DEPTH_FIRST = 0
+"""A right operand of (batch, depth, columns)."""
+comptime COLUMNS_FIRST = 1
+"""One of (batch, columns, depth), as the weights of a linear layer."""
+comptime IN_PANELS = 2
+"""One that was packed before, (panels, lines, PANEL), zeros where columns are missing; of a type
+that the processor multiplies whole, without a batch."""
+
 
 @fieldwise_init
-struct Product[dtype: DType, turned: Bool](Operands):
-    """Dense operands: (batch, rows, depth) and, if turned, as the weights of a linear layer,
-    (batch, columns, depth), else (batch, depth, columns)."""
+struct Product[dtype: DType, order: Int](Operands):
+    """Dense operands: (batch, rows, depth), and the right one as ``order`` says."""
 
     var a: BytePointer
     var right: BytePointer
@@ -32,34 +39,45 @@ struct Product[dtype: DType, turned: Bool](Operands):
             table[unsafe_offset=m - first] = self.row(b, m)
 
     def column(self, b: Int, n: Int) -> BytePointer:
-        """Where the numbers of column n of the right operand start."""
-        var start = b * self.columns * self.depth + n * (self.depth if Self.turned else 1)
-        return self.right.unsafe_offset(start * size_of[Self.dtype]())
+        """Where the numbers of column n of the right operand start, or those of its panel."""
+        comptime size = size_of[Self.dtype]()
+        comptime if Self.order == IN_PANELS:
+            var panel = panel_bytes[Self.dtype](1, self.depth)
+            return self.right.unsafe_offset(n // PANEL[Self.dtype] * panel)
+        comptime turned = Self.order == COLUMNS_FIRST
+        var start = b * self.columns * self.depth + n * (self.depth if turned else 1)
+        return self.right.unsafe_offset(start * size)
 
     def right_at(self, b: Int, column: Int, columns: Int) -> Ahead:
-        comptime if Self.turned:
+        comptime if Self.order == IN_PANELS:
+            return Ahead(self.column(b, column), panel_bytes[Self.dtype](1, self.depth))
+        elif Self.order == COLUMNS_FIRST:
             return Ahead(self.column(b, column), columns * self.depth * size_of[Self.dtype]())
-        return Ahead(self.right, 0)
+        else:
+            return Ahead(self.right, 0)
 
-    def pack(self, b: Int, column: Int, columns: Int, panel: BytePointer):
+    def panel(self, b: Int, column: Int, columns: Int, scratch: BytePointer) -> BytePointer:
         comptime size = size_of[Self.dtype]()
         comptime stride = PANEL[Self.dtype]
         var source = self.column(b, column)
-        var target = panel.unsafe_bitcast[Scalar[UNIT[Self.dtype]]]()
-        comptime if Self.turned:
+        var target = scratch.unsafe_bitcast[Scalar[UNIT[Self.dtype]]]()
+        comptime if Self.order == IN_PANELS:
+            return source
+        elif Self.order == COLUMNS_FIRST:
             pack_columns[Self.dtype](source, self.depth * size, columns, self.depth, target, stride)
         else:
             var lines = lines_of[Self.dtype](self.depth)
             pack_rows[Self.dtype](
                 source, self.columns * size, self.depth, columns, target, stride, lines
             )
+        return scratch
 
 
 def matmul[
-    dtype: DType, turned: Bool, Epilogue: Store[dtype]
-](product: Product[dtype, turned], store: Epilogue):
+    dtype: DType, order: Int, Epilogue: Store[dtype]
+](product: Product[dtype, order], store: Epilogue):
     """Computes all of it, in parallel, and hands each number to ``store`` once."""
-    comptime if turned and dtype != DType.int8:
+    comptime if order == COLUMNS_FIRST and dtype != DType.int8:
         if product.rows < ROWS:
             _few_rows[dtype](product, store)
             return
@@ -67,8 +85,8 @@ def matmul[
 
 
 def _few_rows[
-    dtype: DType, turned: Bool, Epilogue: Store[dtype]
-](product: Product[dtype, turned], store: Epilogue):
+    dtype: DType, order: Int, Epilogue: Store[dtype]
+](product: Product[dtype, order], store: Epilogue):
     """As dot products: packing would cost more than it gains."""
     var workers = parallelism_level()
     var share = ceildiv(product.columns, workers)

@@ -13,7 +13,7 @@ from .concat import copy_rows
 from .contraction import contract
 from .convolution import Axis, Convolution
 from .functions import activate
-from .matmul import Product, matmul
+from .matmul import COLUMNS_FIRST, DEPTH_FIRST, IN_PANELS, Product, matmul
 from .normalization import Factors, Rows, normalize
 from .quantization import QuantizedRows, quantize_rows
 from .rounding import rounded
@@ -33,23 +33,24 @@ struct Matmul:
         b: InputTensor[dtype=a.dtype, rank=output.rank, ...],
         ctx: DeviceContext,
     ) capturing raises:
-        _matmul[False](output, a, b)
+        _matmul[DEPTH_FIRST](output, a, b)
 
 
 @register("torch_max_backend.linear")
 struct Linear:
-    """(..., M, K) a and (..., N, K) weight of one type to a @ weight^T; a batch axis or none."""
+    """(..., M, K) a and (..., N, K) weight of one type to a @ weight^T; a batch axis or none. A
+    packed weight has (panels, lines, columns of a panel, numbers of a unit)."""
 
     @staticmethod
     def execute[
-        target: StaticString
+        packed: Bool, target: StaticString
     ](
         output: FusedOutputTensor[...],
         a: InputTensor[rank=output.rank, ...],
-        weight: InputTensor[dtype=a.dtype, rank=output.rank, ...],
+        weight: InputTensor[dtype=a.dtype, ...],
         ctx: DeviceContext,
     ) capturing raises:
-        _matmul[True](output, a, weight)
+        _matmul[IN_PANELS if packed else COLUMNS_FIRST](output, a, weight)
 
 
 @register("torch_max_backend.biased_linear")
@@ -58,14 +59,16 @@ struct BiasedLinear:
 
     @staticmethod
     def execute[
-        activation: StaticString, target: StaticString
+        activation: StaticString, packed: Bool, target: StaticString
     ](
         output: FusedOutputTensor[rank=2, ...],
         a: InputTensor[rank=2, ...],
-        weight: InputTensor[dtype=a.dtype, rank=2, ...],
+        weight: InputTensor[dtype=a.dtype, ...],
         bias: InputTensor[dtype=a.dtype, rank=1, ...],
         ctx: DeviceContext,
     ) capturing raises:
+        comptime order = IN_PANELS if packed else COLUMNS_FIRST
+
         @always_inline
         def store[
             width: Int
@@ -76,22 +79,25 @@ struct BiasedLinear:
                 IndexList[output.rank](m, n), rounded[output.dtype](activate[activation](x))
             )
 
-        matmul[a.dtype](_product[True](a, weight), store)
+        matmul[a.dtype](_product[order](output, a, weight), store)
 
 
 @register("torch_max_backend.convolution")
 struct Convolve:
     """Channels-last (N, D, H, W, C) images and (O, kD, kH, kW, C / groups) filters of one type to
-    (N, D', H', W', O)."""
+    (N, D', H', W', O). Packed filters are those of one group, as a linear layer's weight."""
 
     @staticmethod
     def execute[
-        target: StaticString
+        packed: Bool, target: StaticString
     ](
         output: FusedOutputTensor[rank=5, ...],
         images: InputTensor[rank=5, ...],
-        filters: InputTensor[dtype=images.dtype, rank=5, ...],
+        filters: InputTensor[dtype=images.dtype, ...],
         groups: Int64,
+        taps_d: Int64,
+        taps_h: Int64,
+        taps_w: Int64,
         stride_d: Int64,
         stride_h: Int64,
         stride_w: Int64,
@@ -122,16 +128,16 @@ struct Convolve:
             output._lambda_store[width=width, element_alignment=1](place, rounded[output.dtype](v))
 
         contract[dtype](
-            Convolution[dtype](
+            Convolution[dtype, packed](
                 _start[DType.uint8](images),
                 _start[DType.uint8](filters),
                 images.dim_size(0),
                 Int(groups),
-                filters.dim_size(4),
+                images.dim_size(4) // Int(groups),
                 columns,
-                _axis[1](output, images, filters, stride_d, dilation_d, padding_d, spacing_d),
-                _axis[2](output, images, filters, stride_h, dilation_h, padding_h, spacing_h),
-                _axis[3](output, images, filters, stride_w, dilation_w, padding_w, spacing_w),
+                _axis[1](output, images, taps_d, stride_d, dilation_d, padding_d, spacing_d),
+                _axis[2](output, images, taps_h, stride_h, dilation_h, padding_h, spacing_h),
+                _axis[3](output, images, taps_w, stride_w, dilation_w, padding_w, spacing_w),
             ),
             store,
         )
@@ -351,11 +357,11 @@ struct MaskedAttention:
 
 @always_inline
 def _matmul[
-    turned: Bool
+    order: Int
 ](
     output: FusedOutputTensor[...],
-    a: InputTensor[...],
-    right: InputTensor[dtype=a.dtype, rank=a.rank, ...],
+    a: InputTensor[rank=output.rank, ...],
+    right: InputTensor[dtype=a.dtype, ...],
 ) capturing:
     @always_inline
     def store[width: Int](b: Int, m: Int, n: Int, v: SIMD[SUM[a.dtype], width]) {var output}:
@@ -366,22 +372,24 @@ def _matmul[
         place[output.rank - 1] = n
         output._lambda_store[width=width, element_alignment=1](place, rounded[output.dtype](v))
 
-    matmul[a.dtype](_product[turned](a, right), store)
+    matmul[a.dtype](_product[order](output, a, right), store)
 
 
 @always_inline
 def _product[
-    turned: Bool
-](a: InputTensor[...], right: InputTensor[dtype=a.dtype, rank=a.rank, ...]) -> Product[
-    a.dtype, turned
-]:
+    order: Int
+](
+    output: FusedOutputTensor[...],
+    a: InputTensor[rank=output.rank, ...],
+    right: InputTensor[dtype=a.dtype, ...],
+) -> Product[a.dtype, order]:
     comptime last = a.rank - 1
-    return Product[a.dtype, turned](
+    return Product[a.dtype, order](
         _start[DType.uint8](a),
         _start[DType.uint8](right),
         a.dim_size(0) if a.rank == 3 else 1,
         a.dim_size(last - 1),
-        right.dim_size(last - 1 if turned else last),
+        output.dim_size(last),
         a.dim_size(last),
     )
 
@@ -392,7 +400,7 @@ def _axis[
 ](
     output: FusedOutputTensor[rank=5, ...],
     images: InputTensor[rank=5, ...],
-    filters: InputTensor[rank=5, ...],
+    taps: Int64,
     stride: Int64,
     dilation: Int64,
     padding: Int64,
@@ -401,7 +409,7 @@ def _axis[
     return Axis(
         images.dim_size(i),
         output.dim_size(i),
-        filters.dim_size(i),
+        Int(taps),
         Int(stride),
         Int(dilation),
         Int(padding),

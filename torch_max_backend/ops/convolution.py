@@ -110,6 +110,26 @@ def _add_bias(out: TensorValue, bias: TensorValue | None) -> TensorValue:
     return out + reshape(bias, [1, bias.shape[0]] + [1] * (out.rank - 2))
 
 
+def packed_convolution(
+    x: TensorValue,
+    panels: TensorValue,
+    bias: TensorValue | None,
+    filters: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> TensorValue:
+    """aten.convolution on CPU of one group of filters that lie in panels, float32 or bfloat16."""
+    missing = 3 - len(kernel)
+    ones = [1] * missing
+    wide = accumulation_dtype(x.dtype)
+    numbers = [1, *ones, *kernel, *ones, *stride, *ones, *dilation, *[0] * missing, *padding]
+    images = _channels_last(x, missing)
+    out = _cpu_convolution(images, panels, filters, wide, [*numbers, 1, 1, 1], packed=True)
+    return _channels_first(out, bias, missing, x.dtype)
+
+
 def _direct(
     x: TensorValue,
     weight: TensorValue,
@@ -136,40 +156,55 @@ def _direct(
     stride, dilation = [*ones, *stride], [*ones, *dilation]
     padding = [(0, 0)] * missing + list(padding)
     spacing = [*ones, *(spacing or [1] * rank)]
-    x = reshape(x, [*list(x.shape)[:2], *ones, *list(x.shape)[2:]])
+    x = _channels_last(x, missing)
     weight = reshape(weight, [*list(weight.shape)[:2], *ones, *list(weight.shape)[2:]])
-    x = permute(x, [0, *range(2, spatial + 2), 1])
     if x.device.is_cpu():
-        out = _cpu_convolution(x, weight, wide, stride, padding, dilation, groups, spacing)
+        taps = [int(n) for n in weight.shape[2:]]
+        before = [start for start, _ in padding]
+        numbers = [groups, *taps, *stride, *dilation, *before, *spacing]
+        weight = permute(weight, [0, 2, 3, 4, 1])
+        out = _cpu_convolution(x, weight, weight.shape[0], wide, numbers, packed=False)
     else:
         weight = permute(weight, [*range(2, spatial + 2), 1, 0])  # (k..., C / groups, O)
         pads = tuple(p for pair in padding for p in pair)
         run = ops.conv3d if spatial == 3 else ops.conv2d
         out = run(x, weight, tuple(stride), tuple(dilation), pads, groups)
-    out = permute(out, [0, spatial + 1, *range(1, spatial + 1)])
+    return _channels_first(out, bias, missing, dtype)
+
+
+def _channels_last(x: TensorValue, missing: int) -> TensorValue:
+    """(N, C, *spatial) to (N, *spatial, C), with axes of size 1 for those that are missing."""
+    x = reshape(x, [*list(x.shape)[:2], *[1] * missing, *list(x.shape)[2:]])
+    return permute(x, [0, *range(2, x.rank), 1])
+
+
+def _channels_first(
+    out: TensorValue, bias: TensorValue | None, missing: int, dtype: DType
+) -> TensorValue:
+    """Back, with the bias, rounded once."""
+    out = permute(out, [0, out.rank - 1, *range(1, out.rank - 1)])
     out = drop_axes(out, range(2, 2 + missing))
     if bias is not None:
-        out = _add_bias(out, ops.cast(bias, wide))
+        out = _add_bias(out, ops.cast(bias, out.dtype))
     return cast(out, dtype)
 
 
 def _cpu_convolution(
     x: TensorValue,
-    weight: TensorValue,
+    filters: TensorValue,
+    count: IntLike,
     dtype: DType,
-    stride: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    dilation: Sequence[int],
-    groups: int,
-    spacing: Sequence[int],
+    numbers: Sequence[int],
+    packed: bool,
 ) -> TensorValue:
-    """(N, D, H, W, C) images and (O, C / groups, kD, kH, kW) filters."""
+    """(N, D, H, W, C) images and ``count`` filters, (O, kD, kH, kW, C / groups) or in panels; the
+    numbers are those that the kernel names."""
     sizes = expected_shape()[2:]
     sizes = [Dim(1)] * (3 - len(sizes)) + sizes
-    kind = TensorType(dtype, [x.shape[0], *sizes, weight.shape[0]], x.device)
-    numbers = [groups, *stride, *dilation, *(before for before, _ in padding), *spacing]
-    values = [x, permute(weight, [0, 2, 3, 4, 1]), *map(dim_value, numbers)]
-    return ops.custom("torch_max_backend.convolution", x.device, values, [kind])[0].tensor
+    kind = TensorType(dtype, [x.shape[0], *sizes, count], x.device)
+    values = [x, filters, *map(dim_value, numbers)]
+    name = "torch_max_backend.convolution"
+    return ops.custom(name, x.device, values, [kind], {"packed": packed})[0].tensor
 
 
 def _transposed(

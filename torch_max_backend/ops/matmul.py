@@ -6,7 +6,7 @@ from max.dtype import DType
 from max.graph import TensorType, TensorValue, ops
 
 from torch_max_backend.context import strided_operand
-from torch_max_backend.dims import static
+from torch_max_backend.dims import IntLike, static
 from torch_max_backend.ops.rounding import cast
 from torch_max_backend.ops.shape import agree, drop_axes, filled, reshape
 from torch_max_backend.promotion import accumulation_dtype
@@ -62,9 +62,19 @@ def _cpu_product(
     if a.dtype.is_float() and not takes_bfloat16(a):
         a, right = ops.cast(a, sums), ops.cast(right, sums)
     kind = TensorType(result, [*list(a.shape)[:-1], columns], a.device)
-    name = "torch_max_backend.linear" if turned else "torch_max_backend.matmul"
-    out = ops.custom(name, a.device, [a, right], [kind])[0].tensor
+    out = _linear(a, right, kind) if turned else _matmul(a, right, kind)
     return reshape(out, [*lead, rows, columns]) if len(lead) > 1 else out
+
+
+def _linear(
+    a: TensorValue, right: TensorValue, kind: TensorType, packed: bool = False
+) -> TensorValue:
+    name = "torch_max_backend.linear"
+    return ops.custom(name, a.device, [a, right], [kind], {"packed": packed})[0].tensor
+
+
+def _matmul(a: TensorValue, right: TensorValue, kind: TensorType) -> TensorValue:
+    return ops.custom("torch_max_backend.matmul", a.device, [a, right], [kind])[0].tensor
 
 
 def _is_empty(*operands: TensorValue) -> bool:
@@ -178,13 +188,40 @@ def biased_linear(
 ) -> TensorValue:
     """activation(a @ weight^T + bias) for (M, K), (N, K), (N), float32 or bfloat16 on CPU, rounded
     once, by our kernel."""
-    rows, columns = a.shape[0], weight.shape[0]
+    columns = weight.shape[0]
     weight = agree(weight, [columns, a.shape[1]])
+    return _biased_linear(a, weight, bias, columns, activation, packed=False)
+
+
+def _biased_linear(
+    a: TensorValue,
+    weight: TensorValue,
+    bias: TensorValue,
+    columns: IntLike,
+    activation: str,
+    packed: bool,
+) -> TensorValue:
     (out,) = ops.custom(
         "torch_max_backend.biased_linear",
         a.device,
         [a, weight, agree(bias, [columns])],
-        [TensorType(a.dtype, [rows, columns], a.device)],
-        {"activation": activation},
+        [TensorType(a.dtype, [a.shape[0], columns], a.device)],
+        {"activation": activation, "packed": packed},
     )
     return out.tensor
+
+
+def packed_linear(
+    a: TensorValue,
+    panels: TensorValue,
+    bias: TensorValue | None,
+    features: int,
+    activation: str = "none",
+) -> TensorValue:
+    """activation(a @ weight^T + bias) for (M, K), (N) and a weight (N, K) in panels on CPU, rounded
+    once; int32 for int8."""
+    if bias is not None and (activation != "none" or takes_bfloat16(a)):
+        return _biased_linear(a, panels, bias, features, activation, packed=True)
+    dtype = DType.int32 if a.dtype == DType.int8 else a.dtype
+    out = _linear(a, panels, TensorType(dtype, [a.shape[0], features], a.device), packed=True)
+    return out if bias is None else out + bias

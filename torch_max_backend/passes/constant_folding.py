@@ -7,7 +7,7 @@ MAX folds constants too, by compiling a kernel for each operator on the way.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,18 +68,17 @@ def _constants(gm: GraphModule) -> dict[Node, Any]:
             elif node.target is aten.full_like.default and _is_known_fill(node):
                 fake = node.meta["val"]
                 values[node] = torch.full(fake.shape, node.args[1], dtype=fake.dtype)
-            elif node.op == "call_function" and _is_constant(node, values):
+            elif is_computed_from(node, values) and _is_small(node):
                 values[node] = _evaluate(node, values)
     return values
 
 
-def _is_constant(node: Node, values: Mapping[Node, Any]) -> bool:
-    """Whether the node is a pure operator of constants, of a size that is known."""
-    if any(source not in values for source in node.all_input_nodes):
+def is_computed_from(node: Node, known: Container[Node]) -> bool:
+    """Whether the node is a pure operator of known values alone, its sizes numbers."""
+    if node.op != "call_function" or any(source not in known for source in node.all_input_nodes):
         return False
-    results = node.meta.get("val")
-    for result in results if isinstance(results, tuple | list) else [results]:
-        if not isinstance(result, torch.Tensor) or not _is_static(result):
+    for result in _results(node):
+        if not isinstance(result, torch.Tensor) or not all(type(n) is int for n in result.shape):
             return False
     if node.target is operator.getitem:
         return True
@@ -92,15 +91,19 @@ def _is_constant(node: Node, values: Mapping[Node, Any]) -> bool:
     )
 
 
+def _results(node: Node) -> Sequence[Any]:
+    results = node.meta.get("val")
+    return results if isinstance(results, tuple | list) else [results]
+
+
+def _is_small(node: Node) -> bool:
+    return all(x.numel() * x.element_size() <= LARGEST for x in _results(node))
+
+
 def _is_known_fill(node: Node) -> bool:
     """Of its tensor a fill takes the shape alone."""
-    return isinstance(node.args[1], bool | int | float) and _is_static(node.meta["val"])
-
-
-def _is_static(result: torch.Tensor) -> bool:
-    if not all(isinstance(n, int) for n in result.shape):
-        return False
-    return result.numel() * result.element_size() <= LARGEST
+    static = all(isinstance(n, int) for n in node.meta["val"].shape)
+    return isinstance(node.args[1], bool | int | float) and static and _is_small(node)
 
 
 def _evaluate(node: Node, values: Mapping[Node, Any]) -> Any:

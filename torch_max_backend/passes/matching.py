@@ -1,10 +1,11 @@
-"""What passes that look for several nodes ask of one."""
+"""What passes ask of nodes, and how they add one."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch.fx import Node
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 
 def arguments(node: Any, target: Any) -> Any:
@@ -13,3 +14,10 @@ def arguments(node: Any, target: Any) -> Any:
     if not isinstance(node, Node) or node.target is not target or node.kwargs.keys() - {"dtype"}:
         return None
     return node.args
+
+
+def call(gm: GraphModule, target: Any, *args: Any) -> Node:
+    """A new call, at the graph's insertion point, with its fake value."""
+    node = gm.graph.call_function(target, args)
+    node.meta = {"val": target(*map_arg(args, lambda arg: arg.meta["val"]))}
+    return node

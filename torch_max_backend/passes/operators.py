@@ -5,13 +5,28 @@ Background mode answers with these while MAX compiles; lowered graphs never call
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+PANEL = 64
+"""Columns of a panel, as in kernels/contraction.mojo for all types that are multiplied whole."""
+
 _library = torch.library.Library("torch_max_backend", "FRAGMENT")
 _library.define(
     "linear_gelu(Tensor input, Tensor weight, Tensor bias, *, str approximate='none') -> Tensor"
+)
+_library.define("pack_weight(Tensor weight) -> Tensor")
+_library.define(
+    "packed_convolution(Tensor input, Tensor panels, Tensor? bias, int filters, int[] kernel,"
+    " int[] stride, int[] padding, int[] dilation) -> Tensor"
+)
+_library.define(
+    "packed_linear(Tensor input, Tensor panels, Tensor? bias, int features, *,"
+    " str activation='none') -> Tensor"
 )
 _library.define("patch_embedding(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
 _library.define(
@@ -29,6 +44,58 @@ def linear_gelu(
 ) -> Tensor:
     """GELU of a linear layer over (M, K), (N, K), (N)."""
     return F.gelu(F.linear(input, weight, bias), approximate=approximate)
+
+
+@torch.library.impl(_library, "pack_weight", "CompositeExplicitAutograd")
+def pack_weight(weight: Tensor) -> Tensor:
+    """(N, K), or filters (N, C, *kernel), as the panels that our products read: (panels, lines,
+    columns, numbers of a unit), zeros where columns are missing. A unit is what 32 bits hold of a
+    row, or of a filter's channels at one place."""
+    group = 4 // weight.itemsize
+    filters = weight.flatten(2).mT if weight.ndim > 2 else weight.unsqueeze(1)  # (N, places, C)
+    padded = F.pad(filters, (0, -filters.shape[2] % group, 0, 0, 0, -len(weight) % PANEL))
+    return padded.reshape(-1, PANEL, padded[0].numel() // group, group).transpose(1, 2).contiguous()
+
+
+def _unpacked(panels: Tensor, shape: Sequence[int]) -> Tensor:
+    """The weight of that shape."""
+    n, channels, *kernel = shape
+    rows = panels.transpose(1, 2).flatten(0, 1).flatten(1)
+    filters = rows[:n].unflatten(1, (math.prod(kernel), -1))
+    return filters[:, :, :channels].mT.reshape(shape)
+
+
+@torch.library.impl(_library, "packed_convolution", "CompositeExplicitAutograd")
+def packed_convolution(
+    input: Tensor,
+    panels: Tensor,
+    bias: Tensor | None,
+    filters: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """A convolution of (N, C, *size) by filters of ``pack_weight``, (filters, C, *kernel)."""
+    weight = _unpacked(panels, (filters, input.shape[1], *kernel))
+    return torch.convolution(
+        input, weight, bias, stride, padding, dilation, False, [0] * len(kernel), 1
+    )
+
+
+@torch.library.impl(_library, "packed_linear", "CompositeExplicitAutograd")
+def packed_linear(
+    input: Tensor, panels: Tensor, bias: Tensor | None, features: int, *, activation: str = "none"
+) -> Tensor:
+    """The activation of a linear layer over (M, K), a weight of ``pack_weight`` and (N); int32 for
+    int8."""
+    weight = _unpacked(panels, (features, input.shape[1]))
+    if input.dtype == torch.int8:
+        return torch._int_mm(input, weight.T)
+    out = F.linear(input, weight, bias)
+    if activation == "none":
+        return out
+    return F.gelu(out, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 @torch.library.impl(_library, "patch_embedding", "CompositeExplicitAutograd")

@@ -22,7 +22,7 @@ def keep_patches_in_rows(gm: GraphModule) -> None:
     for convolution in gm.graph.find_nodes(op="call_function", target=aten.convolution.default):
         flattened = _only_user(convolution, aten.view.default)
         turned = _only_user(flattened, aten.permute.default, aten.transpose.int)
-        if flattened is None or turned is None or not _is_patches(convolution):
+        if flattened is None or turned is None or not is_patches(convolution):
             continue
         shape = convolution.meta["val"].shape
         if not _turns(turned) or list(flattened.meta["val"].shape[:2]) != list(shape[:2]):
@@ -45,7 +45,8 @@ def _only_user(node: Node | None, *targets: Any) -> Node | None:
     return users[0] if len(users) == 1 and users[0].target in targets else None
 
 
-def _is_patches(convolution: Node) -> bool:
+def is_patches(convolution: Node) -> bool:
+    """Whether its windows do not overlap: a product, whose filters need no turning."""
     arguments: Any = convolution.args
     _, weight, _, stride, padding, dilation, transposed, _, groups = arguments
     kernel = list(weight.meta["val"].shape[2:])
