@@ -10,6 +10,7 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Container, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -190,8 +191,8 @@ class CompiledGraph:
             values = self._frozen.values(sources)
             for slot, place in self._results:
                 buffers[slot] = self._bind_tensor(slot, values[place])
-        graph = weakref.ref(self)
-        return BoundWeights(weights, buffers, copied, lambda _: _release(graph), len(sources))
+        release = partial(_release, weakref.ref(self))
+        return BoundWeights(weights, buffers, copied, release, len(sources))
 
     def _frozen_values(self, args: list[Any]) -> list[torch.Tensor]:
         if self._frozen is None:
@@ -248,7 +249,8 @@ def _selection(positions: Sequence[int]) -> Callable[[list[Any]], Sequence[Any]]
     return lambda args: [args[position] for position in positions]
 
 
-def _release(reference: weakref.ref[CompiledGraph]) -> None:
+def _release(reference: weakref.ref[CompiledGraph], _: Any) -> None:
+    """Without a global name: weights that die as the interpreter ends come here, too."""
     graph = reference()
     if graph is not None:
         graph._bound = None

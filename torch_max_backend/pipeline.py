@@ -119,6 +119,8 @@ def _static_arguments(metadata: Any) -> list[int]:
 def _unchanged_arguments(gm: GraphModule, metadata: Any) -> list[int]:
     """Of the static arguments those that the model itself does not change."""
     static = _static_arguments(metadata)
+    if not static:
+        return []
     changed = [i for i, found in enumerate(metadata.input_info) if _is_changed(found)]
     if changed and len(metadata.input_info) != len(gm.graph.find_nodes(op="placeholder")):
         # it describes tensor subclasses, the graph has the tensors in them

@@ -22,7 +22,7 @@ aten = torch.ops.aten
 ours = torch.ops.torch_max_backend
 
 _FEW_ROWS = 6
-"""Fewer than this are computed as dot products, from weights as they lie."""
+"""Fewer than this (ROWS in kernels/units.mojo) are dot products, with weights as they lie."""
 _NEEDED = {
     torch.float32: frozenset({""}),
     torch.bfloat16: frozenset({"avx512_bf16"}),
