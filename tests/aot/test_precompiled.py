@@ -132,8 +132,8 @@ def test_regions_and_weights(compiles) -> None:
     original = compilation.CompiledGraph
 
     class Recorded(original):
-        def __init__(self, *args):
-            super().__init__(*args)
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
             graphs.append(self)
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
