@@ -18,6 +18,7 @@ import argparse
 import itertools
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -45,6 +46,9 @@ from pretrained_models.comparison import agrees, positive_int, progress, referen
 
 SECONDS_A_TURN = 1.0
 """A contestant's turn in a round takes about as long, whatever the size of the model."""
+SECONDS_BETWEEN_TURNS = 0.3
+"""Threads look for work in a loop before they sleep: MAX's workers for 0.15 s by default. Until
+then the next contestant would share the processors with those of the one before."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -151,6 +155,8 @@ def _time_in_turns(workers: dict[str, Worker], rows: dict[str, Row], rounds: int
         counts[name] = max(1, round(SECONDS_A_TURN / min(worker.run(3))))
     for turn in range(rounds):
         for name, worker in workers.items():
+            time.sleep(SECONDS_BETWEEN_TURNS)
+            worker.run(3)  # wakes its own threads
             times[name] += worker.run(counts[name])
         progress(f"  round {turn + 1} of {rounds}")
     for name, worker in workers.items():
