@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch_max_backend.threads import shorten_busy_wait
+
 if TYPE_CHECKING:
     from torch_max_backend.accelerators import get_accelerators
     from torch_max_backend.aot.exporting import Export, export
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from torch_max_backend.sizes import generic_sizes
 
 __version__ = "0.1.0"
+shorten_busy_wait()
 _EXPORTS = {
     "CompileError": "errors",
     "Export": "aot.exporting",

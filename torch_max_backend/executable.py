@@ -34,8 +34,11 @@ from torch_max_backend.signature import (
 )
 from torch_max_backend.size_trees import number_function
 from torch_max_backend.streams import StreamOrder
+from torch_max_backend.threads import end_openmp_threads
 
 log = logging.getLogger(__name__)
+LONG_RUN = 2e-3
+"""Seconds; PyTorch's workers, at rest, would slow a run by its own length, and are 1 ms to end."""
 
 
 def execute_buffers(model: Model, buffers: list[Buffer]) -> list[Buffer]:
@@ -101,6 +104,7 @@ class CompiledGraph:
         self._checks = _plan_checks(signature)
         self._profile = profiling.enabled()
         self._streams: StreamOrder | None = None
+        self._runs_long = False
 
     @property
     def model(self) -> Model:
@@ -152,10 +156,18 @@ class CompiledGraph:
 
     def _run(self, model: Model, buffers: list[Buffer]) -> list[Buffer]:
         if self._streams is None:
-            return execute_buffers(model, buffers)
+            return self._run_on_cpu(model, buffers)
         self._streams.before_run()
         results = execute_buffers(model, buffers)
         self._streams.after_run()
+        return results
+
+    def _run_on_cpu(self, model: Model, buffers: list[Buffer]) -> list[Buffer]:
+        if self._runs_long:
+            end_openmp_threads()
+        start = time.perf_counter()
+        results = execute_buffers(model, buffers)
+        self._runs_long = time.perf_counter() - start > LONG_RUN
         return results
 
     def _bind(self, args: list[Any]) -> tuple[list[Buffer], Sequence[Container[int]]]:
