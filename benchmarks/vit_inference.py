@@ -152,11 +152,11 @@ def _time_in_turns(workers: dict[str, Worker], rows: dict[str, Row], rounds: int
     counts: dict[str, int] = {}
     for name, worker in workers.items():
         worker.reset_peak()
-        counts[name] = max(1, round(SECONDS_A_TURN / min(worker.run(3))))
+        counts[name] = max(1, round(SECONDS_A_TURN / min(worker.run(2))))
     for turn in range(rounds):
         for name, worker in workers.items():
             time.sleep(SECONDS_BETWEEN_TURNS)
-            worker.run(3)  # wakes its own threads
+            worker.run(min(3, counts[name]))  # wakes its own threads
             times[name] += worker.run(counts[name])
         progress(f"  round {turn + 1} of {rounds}")
     for name, worker in workers.items():

@@ -24,6 +24,8 @@ comptime BLOCK_ROWS = 16 * ROWS
 """Rows of a block, at most."""
 comptime TASK_BLOCKS = 8
 """Blocks of a task, at most: rows of the left operand that panels in turn find in a cache."""
+comptime WORKER_PARTS = 16
+"""Parts of tasks for each worker, so that all end at nearly the same time; of two tiles at least."""
 comptime BLOCK_LINES = 512
 """Lines of the panel that are summed up at a time."""
 comptime CACHE_LINE = 64
@@ -96,13 +98,15 @@ def contract[
     """Computes all of it, in parallel, and hands each number to ``store`` once."""
     var workers = parallelism_level()
     var size = source.extents()
-    if size.rows == 0:
+    if size.batch * size.rows * size.columns == 0:
         return
     var panels = ceildiv(size.columns, PANEL[dtype])
     var blocks = ceildiv(size.rows, BLOCK_ROWS)
-    var height = ceildiv(ceildiv(size.rows, blocks), ROWS) * ROWS
     var chunks = ceildiv(blocks, TASK_BLOCKS)
-    var parts = ceildiv(blocks, chunks)
+    var balanced = ceildiv(WORKER_PARTS * workers, size.batch * panels)
+    blocks = max(blocks, min(balanced, ceildiv(size.rows, 2 * ROWS)))
+    var height = ceildiv(ceildiv(size.rows, blocks), ROWS) * ROWS
+    var parts = ceildiv(ceildiv(size.rows, height), chunks)
     var tasks = Tasks(size.batch * chunks * panels, parts)
 
     def work(worker: Int) {source, size, workers, panels, chunks, height, tasks, imm store}:

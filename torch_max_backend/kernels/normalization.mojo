@@ -11,7 +11,7 @@ from max.algorithm import sync_parallelize
 from .rounding import rounded
 from .units import SUM, WIDTH
 
-comptime SMALL = 1 << 17
+comptime SMALL = 1 << 16
 """Numbers that one worker goes through sooner than another wakes up."""
 
 
