@@ -4,7 +4,9 @@
 
 Each contestant is prepared (compiled, exported) in a process that ends, and loaded in another one,
 whose resident memory is read: once torch and the benchmark are imported, at its peak until the
-first result, and at its peak in later calls. MiB; Linux only. The weights' size is printed above.
+first result, and at its peak in later calls; and how much of it no file holds after them, so that
+neither other processes share it nor the system drops it when short of memory (libraries' code and
+weights that are mapped are the rest). MiB; Linux only. The weights' size is printed above.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ CALLS = 5
 
 
 def measure(case: Case, contestant: str) -> list[int]:
-    """Bytes: after the imports, at most until the first result, at most in later calls.
+    """Bytes: after the imports, at most until the first result, at most in later calls, and of
+    those that no file holds.
 
     Raises:
         WorkerError: the contestant fails or does not take part.
@@ -41,7 +44,7 @@ def measure(case: Case, contestant: str) -> list[int]:
             found.append(worker.peak_memory())
             worker.reset_peak()
             worker.run(CALLS)
-            return [*found, worker.peak_memory()]
+            return [*found, worker.peak_memory(), worker.anonymous_memory()]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,13 +68,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 failed = failed or not error.left_out
                 lines.append([batch, name, str(error).strip().splitlines()[-1]])
                 continue
-            eager = found[-1] if name == "eager" else eager
-            beside = f"{found[-1] / eager:.2f}" if eager else ""
-            lines.append([batch, name, *(f"{size / 2**20:.0f}" for size in found), beside])
+            eager = found if name == "eager" else eager
+            shown = [f"{size / 2**20:.0f}" for size in found]
+            if eager:
+                shown += [f"{found[i] / eager[i]:.2f}" for i in (2, 3)]
+            lines.append([batch, name, *shown])
     weights = sum(p.nbytes for p in make_model(case).to(DTYPES[args.dtype]).parameters())
     print(f"{args.model}, {args.dtype}, weights {weights / 2**20:.0f} MiB; MiB resident at most")
-    headers = ["batch", "contestant", "imports", "first result", "later calls", "beside eager"]
-    alignment = ("right", "left", *["right"] * 4)
+    headers = [
+        *("batch", "contestant", "imports", "first result", "later calls", "of no file"),
+        *("later calls beside eager", "of no file beside eager"),
+    ]
+    alignment = ("right", "left", *["right"] * 6)
     print(tabulate(lines, headers, disable_numparse=True, colalign=alignment))
     return 1 if failed else 0
 

@@ -20,6 +20,11 @@ def now() -> int:
     return _entry("VmRSS")
 
 
+def anonymous() -> int:
+    """Bytes resident now that no file holds: what no other process shares and no kernel drops."""
+    return _entry("RssAnon")
+
+
 def _entry(name: str) -> int:
     status = Path("/proc/self/status").read_text()
     (line,) = [line for line in status.splitlines() if line.startswith(f"{name}:")]

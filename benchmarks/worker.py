@@ -76,6 +76,10 @@ class Worker:
         """Bytes resident at most since reset_peak."""
         return self._ask("peak_memory")
 
+    def anonymous_memory(self) -> int:
+        """Bytes resident now that no file holds."""
+        return self._ask("anonymous_memory")
+
     def _ask(self, command: str, *args: Any) -> Any:
         try:
             self._pipe.send((command, args))
@@ -148,6 +152,9 @@ class _Commands:
 
     def peak_memory(self) -> int:
         return resident.peak()
+
+    def anonymous_memory(self) -> int:
+        return resident.anonymous()
 
 
 def _timed(call: Callable[[], Any], count: int) -> list[float]:

@@ -1,14 +1,19 @@
 """The benchmarks' own arithmetic: summaries, comparisons, files, plots. Nothing is timed."""
 
+import itertools
 import json
+import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import torch_max_backend
 from benchmarks import (
     block_ops,
+    by_turns,
     cases,
     compare,
     environment,
@@ -204,23 +209,24 @@ def test_memory(monkeypatch, capsys):
             raise WorkerError("not installed", left_out=True)
         if contestant == "inductor":
             raise WorkerError("Traceback\nOSError: no compiler")
-        return [2**20 * n * (1 + (contestant == "max")) for n in (100, 200, 150 + case.batch)]
+        sizes = (100, 200, 150 + case.batch, 90)
+        return [2**20 * n * (1 + (contestant == "max")) for n in sizes]
 
     monkeypatch.setattr(memory, "measure", measure)
     chosen = ["--model", "vit-ti", "--batches", "1", "50", "--contestants"]
     assert memory.main([*chosen, "eager", "max", "openvino"]) == 0
     title, _, _, *lines = capsys.readouterr().out.splitlines()
     assert title.startswith("vit-ti, float32, weights 21 MiB")
-    assert lines[0].split() == ["1", "eager", "100", "200", "151", "1.00"]
-    assert lines[4].split() == ["50", "max", "200", "400", "400", "2.00"]
+    assert lines[0].split() == ["1", "eager", "100", "200", "151", "90", "1.00", "1.00"]
+    assert lines[4].split() == ["50", "max", "200", "400", "400", "180", "2.00", "2.00"]
     assert lines[2].split() == ["1", "openvino", "not", "installed"]
     assert memory.main([*chosen, "inductor"]) == 1
     assert "OSError: no compiler" in capsys.readouterr().out
 
 
 def test_memory_of_a_process():
-    imports, first, later = memory.measure(Case("vit-ti", 1, 32, "float32"), "eager")
-    assert 2**26 < imports <= first and later > 2**26
+    imports, first, later, of_no_file = memory.measure(Case("vit-ti", 1, 32, "float32"), "eager")
+    assert 2**26 < imports <= first and later > of_no_file > 2**26
 
 
 def test_packages(monkeypatch, capsys):
@@ -236,6 +242,33 @@ def test_packages(monkeypatch, capsys):
         *["export, s 20.000", "package, MiB 5", "weights, MiB 4"],
         *["load, s 0.100", "first result, s 0.200", "loaded, MiB 6", "images/s, 1 thread 7.0"],
     ]
+
+
+def test_packages_by_turns(monkeypatch, capsys):
+    called = []
+
+    def package(path, result):
+        def run(inputs):
+            called.append(path.name)
+            return [torch.tensor([result]), None]
+
+        return SimpleNamespace(example_inputs=lambda: [1], run=run)
+
+    results = {"a.max": 2.0, "b.max": 2.0001, "c.max": 2.1, "d.max": math.nan}
+    monkeypatch.setattr(torch_max_backend, "load", lambda path: package(path, results[path.name]))
+    monkeypatch.setattr(by_turns, "_timed", lambda call: call() and 0.1)
+    assert by_turns.main(["a.max", "b.max", "--rounds", "2"]) == 0
+    turns = [name for name, _ in itertools.groupby(called)]
+    assert turns == ["a.max", "b.max", "a.max", "b.max", "a.max"]
+    assert "x median" in capsys.readouterr().out
+    for wrong in ("c.max", "d.max"):
+        assert by_turns.main(["a.max", wrong, "--rounds", "1"]) == 1
+
+
+def test_table_of_turns():
+    head, _, before, after = by_turns.table("ab", [[0.4, 0.2, 0.3], [0.1, 0.1, 0.1]]).splitlines()
+    assert before.split() == ["a", "200.00", "220.00", "250.00", "300.00", *["1.000"] * 4]
+    assert after.split() == ["b", *["100.00"] * 4, "2.000", "2.200", "2.500", "3.000"]
 
 
 def test_environment_is_json():

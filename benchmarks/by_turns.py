@@ -1,0 +1,97 @@
+"""Packages of one model beside each other: what a change of kernels or of the compiler brings.
+
+    python -m benchmarks.by_turns BEFORE.max AFTER.max [MORE.max ...] [--rounds 40]
+
+All are loaded into one process and called by turns on the same random inputs, so that whatever else
+happens on the machine meets all of them: two copies of one package differ by less than 1 %, where
+processes beside each other differ by 10 %. Prints quantiles of the times in milliseconds, and by
+how much each package is faster than the first one. Exits with 1 when results differ by more than
+--tolerance times the largest number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from pretrained_models.comparison import positive_int, progress
+
+SECONDS_A_TURN = 0.15
+QUANTILES = {"fastest": 0, "tenth": 10, "quarter": 25, "median": 50}
+"""Percent of calls that are faster. Noise only adds, so that the first ones are the steadiest."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="by_turns", description="Packages of one model, by turns")
+    parser.add_argument("packages", nargs="+", type=Path)
+    parser.add_argument("--rounds", type=positive_int, default=40)
+    parser.add_argument("--tolerance", type=float, default=1e-4)
+    args = parser.parse_args(arguments)
+    from torch_max_backend import load
+
+    models = [load(path) for path in args.packages]
+    inputs = models[0].example_inputs()
+    first, *others = [model.run(inputs) for model in models]
+    differences = [largest_difference(first, other) for other in others]
+    times = in_turns([lambda model=model: model.run(inputs) for model in models], args.rounds)
+    print(table([path.name for path in args.packages], times))
+    wrong = [d for d in differences if not d <= args.tolerance]  # NaN is wrong, too
+    if wrong:
+        progress(f"the results differ by {max(wrong):.1e} of the largest number")
+    return 1 if wrong else 0
+
+
+def largest_difference(one: Sequence[Any], other: Sequence[Any]) -> float:
+    """Of the tensors of two results, beside the largest number of the first."""
+    found = [0.0]
+    for a, b in zip(one, other, strict=True):
+        if isinstance(a, torch.Tensor) and a.numel():
+            a, b = a.double(), b.double()
+            found.append(((a - b).abs().max() / a.abs().max().clamp(min=1e-30)).item())
+    return torch.tensor(found).max().item()  # NaN where one is, unlike Python's
+
+
+def in_turns(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Seconds of each call; the order of the turns is reversed from round to round."""
+    count = max(2, round(SECONDS_A_TURN / _timed(calls[0])))
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(rounds):
+        for place in range(len(calls))[:: -1 if turn % 2 else 1]:
+            calls[place]()  # its weights come into the cache
+            times[place] += [_timed(calls[place]) for _ in range(count)]
+    return times
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def table(names: Sequence[str], times: Sequence[Sequence[float]]) -> str:
+    """A line a package: quantiles in milliseconds, and how much faster than the first it is."""
+    lines = []
+    beside = _quantiles(times[0])
+    for name, found in zip(names, map(_quantiles, times), strict=True):
+        faster = (f"{a / b:.3f}" for a, b in zip(beside, found, strict=True))
+        lines.append([name, *(f"{value * 1e3:.2f}" for value in found), *faster])
+    headers = ["package", *(f"{name} (ms)" for name in QUANTILES), *(f"x {n}" for n in QUANTILES)]
+    alignment = ("left", *["right"] * 2 * len(QUANTILES))
+    return tabulate(lines, headers, disable_numparse=True, colalign=alignment)
+
+
+def _quantiles(times: Sequence[float]) -> list[float]:
+    cuts = [min(times), *statistics.quantiles(times, n=100, method="inclusive")]
+    return [cuts[percent] for percent in QUANTILES.values()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
