@@ -17,9 +17,9 @@ def softmax_row[
     empty: Scalar[SUM[dtype]],
     weights: UnitPointer[dtype],
 ) -> Scalar[SUM[dtype]]:
-    """Writes exp(scores * scale + bias - maximum) as ``dtype`` numbers, in lines, zeros from
-    ``keys`` to ``padded``, and returns what they are to be multiplied by: 1 / their sum, ``empty``
-    where no key is kept.
+    """Writes exp(scores * scale + bias - maximum) in lines, as ``dtype`` numbers where those are
+    multiplied whole, zeros from ``keys`` to ``padded``, and returns what they are to be multiplied
+    by: 1 / their sum, ``empty`` where no key is kept.
     """
     comptime width = WIDTH[dtype]
     comptime MINUS_INFINITY = Scalar[SUM[dtype]].MIN
@@ -48,6 +48,6 @@ def softmax_row[
         comptime if PARTS[dtype] == 1:
             weights.unsafe_bitcast[Scalar[dtype]]().unsafe_store(j, rounded[dtype](e))
         else:
-            lines.unsafe_store(j, rounded[dtype](e).cast[SUM[dtype]]())
+            lines.unsafe_store(j, e)  # rounded to ``dtype`` it would only lose digits
     var sum = total.reduce_add()
     return empty if sum == 0 else 1 / sum
