@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     inputs = models[0].example_inputs()
     first, *others = [model.run(inputs) for model in models]
     differences = [largest_difference(first, other) for other in others]
-    times = in_turns([lambda model=model: model.run(inputs) for model in models], args.rounds)
+    times = in_turns([partial(model.run, inputs) for model in models], args.rounds)
     print(table([path.name for path in args.packages], times))
     wrong = [d for d in differences if not d <= args.tolerance]  # NaN is wrong, too
     if wrong:
