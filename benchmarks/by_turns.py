@@ -3,8 +3,8 @@
     python -m benchmarks.by_turns BEFORE.max AFTER.max [MORE.max ...] [--rounds 40]
 
 All are loaded into one process and called by turns on the same random inputs, so that whatever else
-happens on the machine meets all of them: two copies of one package differ by less than 1 %, where
-processes beside each other differ by 10 %. Prints quantiles of the times in milliseconds, and by
+happens on the machine meets all of them: two copies of one package differ by 1 % while it is quiet
+and by 3 % else, where processes beside each other differ by 10 %. Prints quantiles of the times in milliseconds, and by
 how much each package is faster than the first one. Exits with 1 when results differ by more than
 --tolerance times the largest number.
 """
