@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from benchmarks.cases import DTYPES, SIZES
+from benchmarks.timing import seconds
 from pretrained_models.comparison import positive_int, progress
 
 TOKENS = 197  # 14 x 14 patches and a class token
@@ -103,17 +103,11 @@ def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
     counts, times = {}, {name: list[float]() for name in calls}
     for name, call in calls.items():
         call()
-        counts[name] = max(3, round(SECONDS_A_TURN / _timed(call)))
+        counts[name] = max(3, round(SECONDS_A_TURN / seconds(call)))
     for _ in range(rounds):
         for name, call in calls.items():
-            times[name] += [_timed(call) for _ in range(counts[name])]
+            times[name] += [seconds(call) for _ in range(counts[name])]
     return {name: statistics.median(found) for name, found in times.items()}
-
-
-def _timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def table(found: Sequence[Operation], eager: dict[str, float], ours: dict[str, float]) -> str:

@@ -4,9 +4,9 @@
 
 All are loaded into one process and called by turns on the same random inputs, so that whatever else
 happens on the machine meets all of them: two copies of one package differ by 1 % while it is quiet
-and by 3 % else, where processes beside each other differ by 10 %. Prints quantiles of the times in milliseconds, and by
-how much each package is faster than the first one. Exits with 1 when results differ by more than
---tolerance times the largest number.
+and by 3 % else, where processes beside each other differ by 10 %. Prints quantiles of the times in
+milliseconds, and by how much each package is faster than the first one. Exits with 1 when results
+differ by more than --tolerance times the largest number.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,9 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from benchmarks.timing import seconds
 from pretrained_models.comparison import positive_int, progress
+from torch_max_backend import load
 
 SECONDS_A_TURN = 0.15
 QUANTILES = {"fastest": 0, "tenth": 10, "quarter": 25, "median": 50}
@@ -36,8 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=positive_int, default=40)
     parser.add_argument("--tolerance", type=float, default=1e-4)
     args = parser.parse_args(arguments)
-    from torch_max_backend import load
-
     models = [load(path) for path in args.packages]
     inputs = models[0].example_inputs()
     first, *others = [model.run(inputs) for model in models]
@@ -62,19 +61,13 @@ def largest_difference(one: Sequence[Any], other: Sequence[Any]) -> float:
 
 def in_turns(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
     """Seconds of each call; the order of the turns is reversed from round to round."""
-    count = max(2, round(SECONDS_A_TURN / _timed(calls[0])))
+    count = max(2, round(SECONDS_A_TURN / seconds(calls[0])))
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(rounds):
         for place in range(len(calls))[:: -1 if turn % 2 else 1]:
             calls[place]()  # its weights come into the cache
-            times[place] += [_timed(calls[place]) for _ in range(count)]
+            times[place] += [seconds(calls[place]) for _ in range(count)]
     return times
-
-
-def _timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def table(names: Sequence[str], times: Sequence[Sequence[float]]) -> str:

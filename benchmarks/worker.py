@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import resident
+from benchmarks.timing import seconds
 
 MATMUL = (1576, 768, 3072)
 """M, K, N of the matrix product that the machine's rate is measured by: ViT-B's MLP at batch 8."""
@@ -158,12 +159,7 @@ class _Commands:
 
 
 def _timed(call: Callable[[], Any], count: int) -> list[float]:
-    times = []
-    for _ in range(count):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return times
+    return [seconds(call) for _ in range(count)]
 
 
 def _matmul(name: str) -> Callable[[], Any]:

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import torch_max_backend
 from benchmarks import (
     block_ops,
     by_turns,
@@ -255,8 +254,8 @@ def test_packages_by_turns(monkeypatch, capsys):
         return SimpleNamespace(example_inputs=lambda: [1], run=run)
 
     results = {"a.max": 2.0, "b.max": 2.0001, "c.max": 2.1, "d.max": math.nan}
-    monkeypatch.setattr(torch_max_backend, "load", lambda path: package(path, results[path.name]))
-    monkeypatch.setattr(by_turns, "_timed", lambda call: call() and 0.1)
+    monkeypatch.setattr(by_turns, "load", lambda path: package(path, results[path.name]))
+    monkeypatch.setattr(by_turns, "seconds", lambda call: call() and 0.1)
     assert by_turns.main(["a.max", "b.max", "--rounds", "2"]) == 0
     turns = [name for name, _ in itertools.groupby(called)]
     assert turns == ["a.max", "b.max", "a.max", "b.max", "a.max"]

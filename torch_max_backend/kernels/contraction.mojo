@@ -23,7 +23,7 @@ comptime PANEL[dtype: DType] = TILES * VECTORS * WIDTH[dtype] * PARTS[dtype]
 comptime BLOCK_ROWS = 16 * ROWS
 """Rows of a block, at most."""
 comptime TASK_BLOCKS = 8
-"""Blocks of a task, at most: rows of the left operand that panels in turn find in a cache."""
+"""Blocks of BLOCK_ROWS rows in a task, at most, which panels in turn find in a cache."""
 comptime WORKER_PARTS = 16
 """Parts of tasks for each worker, so that all end at nearly the same time; of two tiles at least."""
 comptime BLOCK_LINES = 512
