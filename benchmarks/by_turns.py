@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="by_turns", description="Packages of one model, by turns")
     parser.add_argument("packages", nargs="+", type=Path)
     parser.add_argument("--rounds", type=positive_int, default=40)
-    parser.add_argument("--tolerance", type=float, default=1e-4)
+    tolerance = "of results, beside the largest number; the default suits float32, 0.05 bfloat16"
+    parser.add_argument("--tolerance", type=float, default=1e-4, help=tolerance)
     args = parser.parse_args(arguments)
     models = [load(path) for path in args.packages]
     inputs = models[0].example_inputs()
