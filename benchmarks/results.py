@@ -1,10 +1,17 @@
-"""Result files: one row per case and contestant, as JSON (with the environment) and CSV."""
+"""Result files: one row per case and contestant, as JSON (with the environment) and CSV.
+
+    python -m benchmarks.results RESULTS.json [--format github]
+
+prints the tables of a file that was written before.
+"""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -77,8 +84,12 @@ def read(path: Path) -> tuple[dict[str, Any], list[Row]]:
     return content["environment"], [Row(**row) for row in content["rows"]]
 
 
-def table(rows: Sequence[Row], ours: str = "max") -> str:
-    """All rows, with the speed of ``ours`` relative to each."""
+def table(rows: Sequence[Row], ours: str = "max", format: str = "simple") -> str:
+    """All rows, with the speed of ``ours`` relative to each.
+
+    Args:
+        format: one of tabulate's, such as ``"github"``.
+    """
     own = {row.case: row.median for row in rows if row.contestant == ours}
     lines = []
     for row in rows:
@@ -118,12 +129,16 @@ def table(rows: Sequence[Row], ours: str = "max") -> str:
     alignment = ("left", "left", "right", "right", "left", *["right"] * 8)
     notes = {f"{row.contestant}: left out: {row.left_out}" for row in rows if row.left_out}
     return "\n".join(
-        [tabulate(lines, headers, disable_numparse=True, colalign=alignment), *sorted(notes)]
+        [
+            tabulate(lines, headers, format, disable_numparse=True, colalign=alignment),
+            *sorted(notes),
+        ]
     )
 
 
 def ratios(rows: Sequence[Row], ours: str = "max", format: str = "simple") -> str:
-    """A line a case: the time of every other contestant as a multiple of ours.
+    """A line a case: the time of every other contestant as a multiple of ours, and our share of
+    the rate of a large matrix product.
 
     Args:
         format: one of tabulate's, such as ``"github"``.
@@ -142,12 +157,34 @@ def ratios(rows: Sequence[Row], ours: str = "max", format: str = "simple") -> st
             [
                 *(model, dtype, batch, resolution, _milliseconds(own.median)),
                 *(f"{time / own.median:.2f}" if time else "" for time in times),
+                f"{own.share_of_matmul:.2f}" if own.share_of_matmul else "",
             ]
         )
-    headers = ["model", "dtype", "batch", "image", f"{ours} (ms)", *others]
+    headers = ["model", "dtype", "batch", "image", f"{ours} (ms)", *others, "share of matmul"]
     alignment = ("left", "left", *["right"] * (len(headers) - 2))
     return tabulate(lines, headers, format, disable_numparse=True, colalign=alignment)
 
 
+def report(rows: Sequence[Row], format: str = "simple") -> str:
+    """All rows and, where there is one, the table of ratios."""
+    text = table(rows, format=format)
+    if any(row.contestant == "max" for row in rows):
+        text += f"\n\nThe time of each as a multiple of max's:\n\n{ratios(rows, format=format)}"
+    return text
+
+
 def _milliseconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds * 1e3:.1f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="results", description="The tables of a result file")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--format", choices=("simple", "github"), default="simple")
+    args = parser.parse_args(arguments)
+    print(report(read(args.file)[1], args.format))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

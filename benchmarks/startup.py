@@ -2,11 +2,11 @@
 
     python -m benchmarks.startup [--model vit-s] [--rounds 5] [--cold]
 
-Each round is a process of its own: it imports torch, makes the model, imports what the contestant
-needs (Dynamo, and MAX or Inductor), compiles the model for one input and calls it. The first fills
-the disk cache and is not counted; with --cold every round has an empty cache of ours, and of MAX's,
-instead. "Dynamo, then eager" is torch.compile with the backend "eager": Dynamo's part, whichever
-backend follows. Parts are seconds, medians of the rounds.
+Each turn is a process of its own: it imports torch, makes the model, imports what the contestant
+needs (Dynamo, and MAX or Inductor), compiles the model for one input and calls it. The contestants
+take turns. A first round fills the disk caches and is not counted; with --cold every turn has empty
+caches of ours, MAX's and Inductor's instead. "Dynamo, then eager" is torch.compile with the backend
+"eager": Dynamo's part, whichever backend follows. Parts are seconds, medians of the rounds.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=positive_int, default=5)
     parser.add_argument("--cold", action="store_true")
     args = parser.parse_args(arguments)
-    medians = {}
-    for contestant in CONTESTANTS:
-        rounds = []
-        with tempfile.TemporaryDirectory() as warm:
-            for _ in range(args.rounds + (not args.cold)):
-                with tempfile.TemporaryDirectory() as fresh:
-                    folder = Path(fresh if args.cold else warm)
-                    rounds.append(_in_a_process(args.model, contestant, _environment(folder)))
-                progress(f"{contestant}: {FIRST} {rounds[-1][FIRST]:.2f} s")
-        medians[contestant] = _medians(rounds if args.cold else rounds[1:])
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
+    with tempfile.TemporaryDirectory() as temporary:
+        for turn in range(args.rounds + (not args.cold)):
+            for contestant, rounds in measured.items():
+                folder = Path(temporary) / contestant / str(turn if args.cold else "warm")
+                found = _in_a_process(args.model, contestant, _environment(folder))
+                progress(f"{contestant}: {FIRST} {found[FIRST]:.2f} s")
+                if args.cold or turn > 0:
+                    rounds.append(found)
+    medians = {contestant: _medians(rounds) for contestant, rounds in measured.items()}
     names = list(medians["max"])
     lines = [
         [name, *(f"{found[name]:.2f}" if name in found else "" for found in medians.values())]

@@ -3,12 +3,13 @@
     python -m benchmarks.vit_inference [--models vit-s ...] [--batches 1 8 32] [--resolutions 224]
                                        [--dtypes float32 bfloat16 int8] [--rounds 15]
                                        [--contestants max eager ...]
-                                       [--output-dir benchmarks/results]
+                                       [--output-dir benchmarks/results] [--resume]
 
 Every contestant runs the same weights on the same input in a process of its own, on the same number
 of threads. First each is prepared (compiled, exported) and that process ends; then all are loaded
 from disk and timed in turns, round by round, so that a change of the machine's speed meets all of
 them. Prints a table on stdout, progress on stderr, and writes results.json, results.csv and plots.
+With --resume the cases that the folder's results.json has already are not run again.
 Exits with 1 when a contestant fails or max's numbers are wrong.
 """
 
@@ -49,6 +50,8 @@ SECONDS_A_TURN = 1.0
 SECONDS_BETWEEN_TURNS = 0.3
 """Threads look for work in a loop before they sleep: MAX's workers for 0.15 s by default. Until
 then the next contestant would share the processors with those of the one before."""
+SLOW = 5.0
+"""Seconds of a call beside which it is nothing that threads wake up: no untimed calls then."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,8 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     machine = environment()
     rows: list[Row] = []
+    if args.resume:
+        try:
+            rows = _earlier(args.output_dir / "results.json", machine)
+        except ValueError as error:
+            progress(str(error))
+            return 2
+    done = {Case(row.model, row.batch, row.resolution, row.dtype) for row in rows}
     wrong = False
     for case in _cases(args):
+        if case in done:
+            progress(f"== {case}: done")
+            continue
         progress(f"== {case}")
         measured, failed = _run_case(case, args)
         rows += measured
@@ -65,10 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results.write(args.output_dir, machine, rows)  # a long run leaves what it has
     for path in plots.write(args.output_dir, rows):
         progress(f"wrote {path}")
-    print(results.table(rows))
-    if any(row.contestant == "max" for row in rows):
-        print("\nThe time of each as a multiple of max's:\n")
-        print(results.ratios(rows))
+    print(results.report(rows))
     progress(f"wrote {args.output_dir / 'results.json'} and results.csv")
     return 1 if wrong else 0
 
@@ -89,6 +99,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=positive_int, default=15)
     parser.add_argument("--threads", type=positive_int, default=torch.get_num_threads())
     parser.add_argument("--output-dir", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     return parser.parse_args(arguments)
 
 
@@ -97,6 +108,27 @@ def _cases(args: argparse.Namespace) -> Iterator[Case]:
         args.models, args.dtypes, args.resolutions, args.batches
     ):
         yield Case(model, batch, resolution, dtype)
+
+
+def _earlier(path: Path, machine: dict[str, Any]) -> list[Row]:
+    """The rows of an interrupted run; ``machine`` takes over its date and commit.
+
+    Raises:
+        ValueError: it ran on another machine, with other versions or settings.
+    """
+    if not path.exists():
+        return []
+    before, rows = results.read(path)
+    for key, now in machine.items():
+        if key not in ("date", "commit") and before.get(key) != now:
+            raise ValueError(
+                f"{path} was measured with {key} {before.get(key)}, here it is {now}: "
+                "give another --output-dir, or leave out --resume"
+            )
+    machine["date"] = before["date"]
+    if machine["commit"] not in (before["commit"] or "").split(", "):
+        machine["commit"] = f"{before['commit']}, {machine['commit']}"
+    return rows
 
 
 def _run_case(case: Case, args: argparse.Namespace) -> tuple[list[Row], bool]:
@@ -150,21 +182,27 @@ def _time_in_turns(workers: dict[str, Worker], rows: dict[str, Row], rounds: int
     times: dict[str, list[float]] = {name: [] for name in workers}
     products: dict[str, list[float]] = {name: [] for name in workers if name in ("max", "eager")}
     counts: dict[str, int] = {}
+    untimed: dict[str, int] = {}
     for name, worker in workers.items():
         worker.reset_peak()
-        counts[name] = max(1, round(SECONDS_A_TURN / min(worker.run(2))))
+        calls = worker.run(1)
+        if calls[0] < SLOW:
+            calls += worker.run(1)
+        counts[name] = max(1, round(SECONDS_A_TURN / min(calls)))
+        untimed[name] = 0 if calls[0] > SLOW else min(3, counts[name])
     for turn in range(rounds):
         for name, worker in workers.items():
             time.sleep(SECONDS_BETWEEN_TURNS)
-            worker.run(min(3, counts[name]))  # wakes its own threads
+            worker.run(untimed[name])  # wakes its own threads
             times[name] += worker.run(counts[name])
-        progress(f"  round {turn + 1} of {rounds}")
-    for name, worker in workers.items():
-        rows[name].summarize(times[name])
-        rows[name].peak_memory = worker.peak_memory()
-    for _ in range(rounds):
+            if turn == 0:  # before a product takes memory in the same process
+                rows[name].peak_memory = worker.peak_memory()
         for name in products:
+            time.sleep(SECONDS_BETWEEN_TURNS)
             products[name] += workers[name].matmul(5)
+        progress(f"  round {turn + 1} of {rounds}")
+    for name in workers:
+        rows[name].summarize(times[name])
     m, k, n = MATMUL
     for name, taken in products.items():
         rows[name].matmul_flops_per_second = 2 * m * k * n / _median(taken)

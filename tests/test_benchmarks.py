@@ -21,6 +21,7 @@ from benchmarks import (
     plots,
     results,
     startup,
+    vit_inference,
 )
 from benchmarks.cases import Case
 from benchmarks.contestants import CONTESTANTS
@@ -75,13 +76,23 @@ def test_table():
 def test_ratios():
     rows = [
         row("eager", [0.3]),
-        row("max", [0.1]),
+        row("max", [0.1], flops=10, matmul_flops_per_second=200.0),
         Row("vit-s", 8, 224, "float32", "openvino", "not installed"),
     ]
     head, _, line = results.ratios(rows).splitlines()
-    assert head.split()[-3:] == ["(ms)", "eager", "openvino"]
-    assert line.split() == ["vit-s", "float32", "8", "224", "100.0", "3.00"]
+    assert head.split()[-6:] == ["(ms)", "eager", "openvino", "share", "of", "matmul"]
+    assert line.split() == ["vit-s", "float32", "8", "224", "100.0", "3.00", "0.50"]
     assert len(results.ratios(rows[:1]).splitlines()) == 2, "nothing of ours, no line"
+
+
+def test_the_tables_of_a_file(tmp_path, capsys):
+    rows = [row("eager", [0.3]), row("max", [0.1])]
+    results.write(tmp_path, {}, rows)
+    assert results.main([str(tmp_path / "results.json"), "--format", "github"]) == 0
+    out = capsys.readouterr().out
+    assert out == results.report(rows, "github") + "\n"
+    assert results.ratios(rows, format="github") in out
+    assert "multiple" not in results.report(rows[:1]), "nothing of ours, one table"
 
 
 STEADY = [0.99, 1.0, 1.01]
@@ -190,13 +201,13 @@ def test_startup(monkeypatch, capsys):
 
     monkeypatch.setattr(startup, "_in_a_process", measure)
     assert startup.main(["--rounds", "2"]) == 0
-    assert [name for name, _ in asked] == [n for n in startup.CONTESTANTS for _ in range(3)]
+    assert [name for name, _ in asked] == [*startup.CONTESTANTS] * 3, "they take turns"
     assert len({folder for name, folder in asked if name == "max"}) == 1
     lines = capsys.readouterr().out.splitlines()
     (first,) = [line.split() for line in lines if line.startswith("first result")]
-    assert first[4:] == ["2.50", "5.50", "8.50", "11.50", "14.50"]  # the first of 3 is not counted
+    assert first[4:] == ["8.50", "9.50", "10.50", "11.50", "12.50"]  # the first of 3 is not counted
     (rest,) = [line.split() for line in lines if line.startswith("Dynamo")]
-    assert rest[-1] == "2.00"
+    assert rest[-1] == "8.00"
     asked.clear()
     assert startup.main(["--rounds", "2", "--cold"]) == 0
     assert len(set(asked)) == len(asked) == 10
@@ -274,6 +285,32 @@ def test_environment_is_json():
     found = environment.environment()
     assert found["versions"]["torch"] == torch.__version__
     assert json.loads(json.dumps(found)) == found
+
+
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
+    before = environment.environment() | {"date": "yesterday", "commit": "abc"}
+    results.write(tmp_path, before, [row("max", [0.1], batch=1), row("eager", [0.3], batch=1)])
+    ran = []
+
+    def run(case, args):
+        ran.append(case)
+        return [row("max", [0.2], batch=case.batch)], False
+
+    monkeypatch.setattr(vit_inference, "_run_case", run)
+    monkeypatch.setattr(plots, "write", lambda folder, rows: [])
+    wanted = ["--models", "vit-s", "--dtypes", "float32", "--batches", "1", "8"]
+    command = [*wanted, "--output-dir", str(tmp_path), "--resume"]
+    assert vit_inference.main(command) == 0
+    assert ran == [Case("vit-s", 8, 224, "float32")]
+    assert "3.00" in capsys.readouterr().out, "the table is of both runs"
+    found, rows = results.read(tmp_path / "results.json")
+    assert [r.batch for r in rows] == [1, 1, 8]
+    assert found["date"] == "yesterday"
+    assert found["commit"] == f"abc, {environment.environment()['commit']}"
+    results.write(tmp_path, found | {"cores": 1000}, rows)
+    assert vit_inference.main(command) == 2
+    assert "cores 1000" in capsys.readouterr().err
+    assert len(ran) == 1
 
 
 def test_wrong_arguments_are_one_line():
