@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable
 from importlib import import_module
 from pkgutil import resolve_name
 from typing import Any
+
+from benchmarks.timing import seconds
 
 FIXED: dict[str, Any] = {"fullgraph": True, "dynamic": False}
 COMPILE: dict[str, dict[str, Any] | None] = {
@@ -37,11 +37,11 @@ PHASES = ("trace", "build", "cache", "compile", "load")
 
 def measure(model_name: str, contestant: str) -> dict[str, float]:
     """The parts of this process's start, in seconds."""
-    found = {"import torch": _seconds(lambda: import_module("torch"))}
+    found = {"import torch": seconds(lambda: import_module("torch"))}
     import torch
 
     # before the model is made: a ViT of vit imports Dynamo
-    found["other imports"] = _seconds(lambda: [*map(resolve_name, IMPORTS[contestant])])
+    found["other imports"] = seconds(lambda: [*map(resolve_name, IMPORTS[contestant])])
 
     from benchmarks.cases import Case, make_input, make_model
 
@@ -54,16 +54,10 @@ def measure(model_name: str, contestant: str) -> dict[str, float]:
         with torch.no_grad():
             run(x)
 
-    found[FIRST] = _seconds(first_result)
+    found[FIRST] = seconds(first_result)
     if contestant == "max":
         found |= _phases()
     return found
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def _phases() -> dict[str, float]:

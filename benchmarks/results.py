@@ -32,6 +32,8 @@ class Row:
     dtype: str
     contestant: str
     left_out: str | None = None
+    failed: bool = False
+    """it raised an error, or max's numbers are wrong"""
     prepare: float | None = None
     """compile or export, from the imports on; what the disk has is used"""
     first_result: float | None = None

@@ -9,7 +9,8 @@ Every contestant runs the same weights on the same input in a process of its own
 of threads. First each is prepared (compiled, exported) and that process ends; then all are loaded
 from disk and timed in turns, round by round, so that a change of the machine's speed meets all of
 them. Prints a table on stdout, progress on stderr, and writes results.json, results.csv and plots.
-With --resume the cases that the folder's results.json has already are not run again.
+With --resume the cases that the folder's results.json has already, with all of the contestants and
+without a failure, are not run again.
 Exits with 1 when a contestant fails or max's numbers are wrong.
 """
 
@@ -68,22 +69,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ValueError as error:
             progress(str(error))
             return 2
-    done = {Case(row.model, row.batch, row.resolution, row.dtype) for row in rows}
-    wrong = False
     for case in _cases(args):
-        if case in done:
+        before = [row for row in rows if _case_of(row) == case]
+        if _is_complete(before, args.contestants):
             progress(f"== {case}: done")
             continue
         progress(f"== {case}")
-        measured, failed = _run_case(case, args)
-        rows += measured
-        wrong = wrong or failed
+        rows = [row for row in rows if row not in before] + _run_case(case, args)
         results.write(args.output_dir, machine, rows)  # a long run leaves what it has
     for path in plots.write(args.output_dir, rows):
         progress(f"wrote {path}")
     print(results.report(rows))
     progress(f"wrote {args.output_dir / 'results.json'} and results.csv")
-    return 1 if wrong else 0
+    return 1 if any(row.failed for row in rows) else 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -134,8 +132,17 @@ def _earlier(path: Path, machine: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def _run_case(case: Case, args: argparse.Namespace) -> tuple[list[Row], bool]:
-    """The rows of one case, and whether something failed."""
+def _case_of(row: Row) -> Case:
+    return Case(row.model, row.batch, row.resolution, row.dtype)
+
+
+def _is_complete(rows: Sequence[Row], contestants: Sequence[str]) -> bool:
+    """Whether the rows of a case have every contestant, none of which failed."""
+    return {*contestants} <= {row.contestant for row in rows if not row.failed}
+
+
+def _run_case(case: Case, args: argparse.Namespace) -> list[Row]:
+    """The rows of one case."""
     rows = {name: Row(**case.as_dict(), contestant=name) for name in args.contestants}
     work = flops(case)
     model, x = make_model(case), make_input(case)
@@ -144,7 +151,6 @@ def _run_case(case: Case, args: argparse.Namespace) -> tuple[list[Row], bool]:
         eager = in_precision(model, case)(images_in_precision(x, case)).double()
     eager_error = (eager - reference).abs().max().item()
     del model, eager
-    failed = False
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for name, row in rows.items():
@@ -156,7 +162,7 @@ def _run_case(case: Case, args: argparse.Namespace) -> tuple[list[Row], bool]:
             except WorkerError as error:
                 row.left_out = str(error).strip().splitlines()[-1]
                 progress(f"  {name}: left out: {error if not error.left_out else row.left_out}")
-                failed = failed or not error.left_out
+                row.failed = not error.left_out
                 continue
             row.flops = work
             row.error = (torch.from_numpy(output).double() - reference).abs().max().item()
@@ -166,10 +172,10 @@ def _run_case(case: Case, args: argparse.Namespace) -> tuple[list[Row], bool]:
             )
             if name.startswith("max") and not agrees(row.error, eager_error):
                 progress(f"  {name}: WRONG: eager's largest error is {eager_error:.1e}")
-                failed = True
+                row.failed = True
             workers[name] = worker
         _time_in_turns(workers, rows, args.rounds)
-    return list(rows.values()), failed
+    return list(rows.values())
 
 
 def _prepare(
@@ -188,11 +194,12 @@ def _time_in_turns(workers: dict[str, Worker], rows: dict[str, Row], rounds: int
     untimed: dict[str, int] = {}
     for name, worker in workers.items():
         worker.reset_peak()
-        calls = worker.run(1)
-        if calls[0] < SLOW:
-            calls += worker.run(1)
-        counts[name] = max(1, round(SECONDS_A_TURN / min(calls)))
-        untimed[name] = 0 if calls[0] > SLOW else min(3, counts[name])
+        (fastest,) = worker.run(1)
+        slow = fastest > SLOW
+        if not slow:
+            fastest = min(fastest, *worker.run(1))
+        counts[name] = max(1, round(SECONDS_A_TURN / fastest))
+        untimed[name] = 0 if slow else min(3, counts[name])
     for turn in range(rounds):
         for name, worker in workers.items():
             if sum(times[name]) > SECONDS_ENOUGH:

@@ -294,12 +294,12 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
 
     def run(case, args):
         ran.append(case)
-        return [row("max", [0.2], batch=case.batch)], False
+        return [row("max", [0.2], batch=case.batch)]
 
     monkeypatch.setattr(vit_inference, "_run_case", run)
     monkeypatch.setattr(plots, "write", lambda folder, rows: [])
     wanted = ["--models", "vit-s", "--dtypes", "float32", "--batches", "1", "8"]
-    command = [*wanted, "--output-dir", str(tmp_path), "--resume"]
+    command = [*wanted, "--contestants", "max", "--output-dir", str(tmp_path), "--resume"]
     assert vit_inference.main(command) == 0
     assert ran == [Case("vit-s", 8, 224, "float32")]
     assert "3.00" in capsys.readouterr().out, "the table is of both runs"
@@ -307,10 +307,51 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, capsys):
     assert [r.batch for r in rows] == [1, 1, 8]
     assert found["date"] == "yesterday"
     assert found["commit"] == f"abc, {environment.environment()['commit']}"
+    rows[-1].failed = True
+    results.write(tmp_path, found, rows)
+    assert vit_inference.main(command) == 0
+    assert [case.batch for case in ran] == [8, 8], "what failed is run again"
+    vit_inference.main([*command, "--contestants", "max", "eager"])
+    assert [case.batch for case in ran] == [8, 8, 8], "and what a contestant is missing of"
+    assert [r.batch for r in results.read(tmp_path / "results.json")[1]] == [1, 1, 8]
     results.write(tmp_path, found | {"cores": 1000}, rows)
     assert vit_inference.main(command) == 2
     assert "cores 1000" in capsys.readouterr().err
-    assert len(ran) == 1
+    assert len(ran) == 3
+
+
+def test_turns(monkeypatch):
+    monkeypatch.setattr(vit_inference.time, "sleep", lambda seconds: None)
+    done = []
+
+    def worker(name, taken):
+        def run(count):
+            done.append((name, count))
+            return [taken] * count
+
+        def matmul(count):
+            done.append((name, "product"))
+            return [1.0] * count
+
+        def peak_memory():
+            done.append((name, "peak"))
+            return 7
+
+        commands = {"run": run, "matmul": matmul, "peak_memory": peak_memory}
+        return SimpleNamespace(reset_peak=lambda: None, **commands)
+
+    workers = {"max": worker("max", 0.25), "eager": worker("eager", 60.0)}
+    rows = {name: Row("vit-s", 8, 224, "float32", name) for name in workers}
+    vit_inference._time_in_turns(workers, rows, 3)
+    assert rows["max"].times == [0.25] * 12, "three turns of a second"
+    assert rows["eager"].times == [60.0] * 2, "120 s are enough"
+    assert [count for name, count in done if name == "eager" and count != "product"] == [
+        *(1, 0, 1, "peak", 0, 1)
+    ], "a slow one is not woken by untimed calls"
+    for name in workers:
+        assert done.index((name, "peak")) < done.index((name, "product"))
+        assert rows[name].peak_memory == 7
+        assert rows[name].matmul_flops_per_second > 0
 
 
 def test_wrong_arguments_are_one_line():
