@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.gpu_cases import FUNCTIONS, MODELS, QKV, STATIC_ONLY, attend, randn, vit
+
 
 def gpu_graph(function, *args, dynamic=False):
     """The MAX graph of a function on the GPU, and the module that holds it."""
@@ -24,19 +26,6 @@ def gpu_graph(function, *args, dynamic=False):
     gm = trace(function, *args, dynamic=dynamic, on_gpu=True)
     graph, _ = build_graph(gm, module, "g0", MaxOptions())
     return graph, module
-
-
-def vit(dtype, **changes):
-    """A ViT of one layer; heads are 64 wide, as in most published models.
-
-    Every distinct matrix shape costs half a minute of compile, symbolic sizes in bfloat16 two
-    minutes on sm_90, so they are few.
-    """
-    from vit import ViTConfig
-
-    torch.manual_seed(0)
-    config = ViTConfig(1, (8, 8), (32, 24), 1, 64, 64, 1, dtype=dtype, **changes)
-    return config.instantiate().eval()
 
 
 # --------------------------------------------------------------------------- code for a target
@@ -76,7 +65,8 @@ def assert_exported_for(architecture, api, model, x, path, dynamic_shapes):
 
     export(model, (x,), path=path, gpu=architecture, dynamic_shapes=dynamic_shapes)
     metadata = load_metadata_from_package(path)
-    assert metadata["gpu"] == {"api": api, "architecture": architecture}
+    expected = {"sm_90": "sm_90a"}.get(architecture, architecture)
+    assert metadata["gpu"] == {"api": api, "architecture": expected}
     assert metadata["device"] == "cuda"
     assert {entry["device"] for entry in metadata["inputs"] + metadata["constants"]} == {"cuda"}
     with zipfile.ZipFile(path) as archive:
@@ -84,6 +74,25 @@ def assert_exported_for(architecture, api, model, x, path, dynamic_shapes):
     if not torch.accelerator.is_available():
         with pytest.raises(PackageDeviceError, match="needs a cuda device"):
             load(path)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "name"),
+    [
+        ("sm_80", "sm_80"),
+        ("sm_89", "sm_89"),
+        ("sm_90", "sm_90a"),
+        ("sm_90a", "sm_90a"),
+        ("sm_100", "sm_100a"),
+        ("sm_120f", "sm_120f"),
+        ("gfx942", "gfx942"),
+    ],
+)
+def test_architectures_have_the_names_that_max_gives_them(gpu, name):
+    """An H100 is "sm_90a" to MAX; a package for "sm_90" must not be refused on it."""
+    from torch_max_backend.aot.gpu_target import architecture_of
+
+    assert architecture_of(gpu) == name
 
 
 @pytest.mark.parametrize(
@@ -106,68 +115,13 @@ def test_wrong_targets(arguments, message, tmp_path):
 # ------------------------------------------------------------------------- lowerings on a device
 
 
-def randn(*shape, dtype=torch.float32):
-    return torch.randn(shape, dtype=dtype)
-
-
-def integers(high, *shape):
-    return torch.randint(0, high, shape)
-
-
-def attend(q, k, v, **kw):
-    return nn.functional.scaled_dot_product_attention(q, k, v, **kw)
-
-
-QKV = [randn(2, 3, 5, 64) for _ in range(3)]
-MODELS = {
-    "rope, layernorm": {"pos_enc": "rope", "norm_type": "layernorm"},
-    "learnable, rmsnorm": {"pos_enc": "learnable", "norm_type": "rmsnorm"},
-    "fourier, tokens": {"pos_enc": "fourier", "num_cls_tokens": 1, "num_register_tokens": 2},
-    "swiglu": {"pos_enc": "none", "activation": "swiglu", "qk_normalization": True},
-}
-FUNCTIONS = {
-    "arange": (lambda x: x + torch.arange(x.shape[0], device=x.device), [randn(6)]),
-    "as_strided": (lambda x: x.as_strided((2, 3), (1, 2)) * 2, [randn(6)]),
-    "attention": (attend, QKV),
-    "attention, causal": (lambda q, k, v: attend(q, k, v, is_causal=True), QKV),
-    "attention, mask": (
-        lambda q, k, v, m: attend(q, k, v, attn_mask=m),
-        [*QKV, randn(5, 5) > 0],
-    ),
-    "attention, bias": (lambda q, k, v, m: attend(q, k, v, attn_mask=m), [*QKV, randn(5, 5)]),
-    "attention, double": (attend, [x.double() for x in QKV]),
-    "constant": (lambda x: x * torch.tensor([1.0, 2.0, 3.0]), [randn(4, 3)]),
-    "conv": (
-        lambda x, w: nn.functional.conv2d(x, w, padding=1),
-        [randn(1, 4, 8, 8), randn(2, 4, 3, 3)],
-    ),
-    "cumsum": (lambda x: x.cumsum(0), [randn(5, 3)]),
-    "flip": (lambda x: x.flip(0, 1), [randn(4, 3)]),
-    "full": (lambda x: torch.full_like(x, 2.5) + x.new_zeros(3), [randn(4, 3)]),
-    "gather": (lambda x, i: x.gather(1, i), [randn(4, 6), integers(6, 4, 6)]),
-    "group_norm": (lambda x: nn.functional.group_norm(x, 2), [randn(2, 4, 6, 6)]),
-    "index": (lambda x, i: x[i] + x[:, i].sum(), [randn(4, 6), integers(4, 3)]),
-    "index_put": (lambda x, i: x.index_put((i,), x[i] * 2), [randn(4, 6), integers(4, 3)]),
-    "masked_fill": (lambda x: x.masked_fill(x > 0, -1.0), [randn(4, 3)]),
-    "pad": (lambda x: nn.functional.pad(x, (1, 2), value=3.0), [randn(4, 3)]),
-    "power": (lambda x: x.abs() ** 1.7 + x**2, [randn(4, 3)]),
-    "random": (lambda x: x + torch.rand_like(x), [randn(4, 3)]),
-    "reductions": (lambda x: (x.amax(1), x.argmax(1), x.var(1), x.mean()), [randn(4, 3)]),
-    "resize": (
-        lambda x: nn.functional.interpolate(x, size=(5, 7), mode="bicubic"),
-        [randn(1, 2, 4, 4)],
-    ),
-    "roll": (lambda x: x.roll((1, -1), (0, 1)), [randn(4, 3)]),
-    "scatter": (lambda x, i: x.scatter(1, i, 2.0), [randn(4, 6), integers(6, 4, 6)]),
-    "select": (lambda x: x[-1] + x[:, 1:].sum(), [randn(4, 6)]),
-    "slice_scatter": (lambda x: torch.slice_scatter(x, x[1:] * 2, 0, 1), [randn(4, 6)]),
-    "softmax": (lambda x: x.softmax(-1) + x.log_softmax(0), [randn(4, 6)]),
-    "sort": (lambda x: x.sort(-1), [randn(4, 6)]),
-    "topk": (lambda x: x.topk(2), [randn(4, 6)]),
-    "tril": (lambda x: x.tril() + x.triu(1), [randn(4, 4)]),
-    "where": (lambda x: torch.where(x > 0, x, 0.0), [randn(4, 3)]),
-}
-STATIC_ONLY = {"as_strided", "conv", "group_norm", "sort", "topk"}
+@pytest.fixture
+def tf32():
+    """Products need no more precision than MAX's own have."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 def assert_on_gpu(graph):
@@ -191,7 +145,7 @@ def test_operators_are_lowered_on_the_gpu(name, dynamic):
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("name", MODELS)
-def test_models_are_lowered_on_the_gpu(name, dynamic):
+def test_models_are_lowered_on_the_gpu(name, dynamic, tf32):
     model = vit(torch.float32, **MODELS[name])
     graph, _ = gpu_graph(lambda x: model(x).visual_tokens, randn(2, 1, 32, 24), dynamic=dynamic)
     assert_on_gpu(graph)
@@ -199,11 +153,80 @@ def test_models_are_lowered_on_the_gpu(name, dynamic):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_attention_takes_the_flash_kernel(dtype):
+def test_attention_takes_the_flash_kernel(dtype, tf32):
     args = [x.to(dtype) for x in QKV]
     for causal in (False, True):
         graph, _ = gpu_graph(lambda q, k, v, c=causal: attend(q, k, v, is_causal=c), *args)
         assert "mo.mha.no_cache" in str(graph)
+
+
+# ------------------------------------------------------------------------- products on NVIDIA's
+
+
+@pytest.fixture
+def nvidia(monkeypatch):
+    from torch_max_backend.ops import gpu_products
+
+    monkeypatch.setattr(gpu_products, "accelerator_api", lambda: "cuda")
+
+
+def product_lines(graph):
+    return [line for line in str(graph).splitlines() if "matmul" in line]
+
+
+def test_products_of_float32_have_all_their_bits(nvidia):
+    graph, _ = gpu_graph(nn.functional.linear, randn(3, 8), randn(5, 8))
+    (line,) = product_lines(graph)
+    assert "[3, 48]" in line and "[48, 5]" in line
+    graph, _ = gpu_graph(attend, *QKV)
+    assert "mo.mha.no_cache" not in str(graph)
+
+
+def test_products_of_float32_are_fast_where_pytorch_is_told_so(nvidia, tf32):
+    graph, _ = gpu_graph(nn.functional.linear, randn(3, 8), randn(5, 8))
+    (line,) = product_lines(graph)
+    assert "[3, 8]" in line and "[8, 5]" in line
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_of_half_precision_are_computed_in_float32(dtype, nvidia):
+    graph, _ = gpu_graph(torch.mm, randn(3, 8, dtype=dtype), randn(8, 5, dtype=dtype))
+    (line,) = product_lines(graph)
+    assert "[3, 8], f32" in line and "[8, 5], f32" in line
+
+
+def test_factors_in_parts_give_the_product_of_float32():
+    """Their numbers are exact in TF32, so that only the sums are rounded; infinities stay."""
+    from max.driver import CPU
+    from max.dtype import DType
+    from max.engine import InferenceSession
+    from max.graph import DeviceRef, Graph, TensorType
+
+    from torch_max_backend.ops.gpu_products import split_factors
+
+    a, b = randn(9, 70) * torch.logspace(-20, 18, 70), randn(5, 70) * torch.logspace(20, -18, 70)
+    a[0, 3], a[1, 4], b[2, 5] = torch.inf, -torch.inf, torch.inf
+    a[2, 0] = torch.finfo(torch.float32).max
+    types = [TensorType(DType.float32, x.shape, DeviceRef.CPU()) for x in (a, b, a, b.T)]
+
+    def both(a, right, c, b):
+        return *split_factors(a, right, True), *split_factors(c, b, False)
+
+    graph = Graph("parts", both, input_types=types)
+    model = InferenceSession(devices=[CPU()]).load(graph)
+    results = model.execute(*(x.contiguous() for x in (a, b, a, b.T)))
+    left, right, again, turned = map(torch.from_dlpack, results)
+    assert torch.equal(left, again) and torch.equal(right, turned.T)
+    assert torch.equal(left, left.bfloat16().float())
+    expected = a.double() @ b.double().T
+    found = left.double() @ right.double().T
+    assert torch.equal(found.isnan(), expected.isnan())
+    bound = torch.finfo(torch.float32).eps * (a.double().abs() @ b.double().abs().T)
+    finite = bound.isfinite()
+    assert finite.sum() > 20
+    assert ((found - expected).abs() < bound)[finite].all()
+    infinite = expected.isinf()
+    assert infinite.any() and torch.equal(found[infinite], expected[infinite])
 
 
 # ------------------------------------------------------------------------------------- devices

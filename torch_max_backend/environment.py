@@ -20,8 +20,9 @@ _PACKAGE = Path(__file__).parent
 
 def environment() -> tuple[str, ...]:
     """The processor that code is made for, versions of torch, MAX and this package's sources, the
-    CPU's features and the accelerators."""
-    return (f"for {cpu_target()}", *_machine())
+    CPU's features and the accelerators, and how precise products on those are."""
+    precision = torch.get_float32_matmul_precision() if accelerator_count() else "on CPU"
+    return (f"for {cpu_target()}", f"products {precision}", *_machine())
 
 
 @cache

@@ -22,7 +22,12 @@ from torch.utils._pytree import tree_flatten, tree_map_only, treespec_dumps
 from torch_max_backend import __version__
 from torch_max_backend.aot import package
 from torch_max_backend.aot.call_spec import CallSpec
-from torch_max_backend.aot.gpu_target import api_of, compile_for_gpu, gpu_needed, move_to_gpu
+from torch_max_backend.aot.gpu_target import (
+    architecture_of,
+    compile_for_gpu,
+    gpu_needed,
+    move_to_gpu,
+)
 from torch_max_backend.aot.loaded import load, load_metadata_from_package
 from torch_max_backend.aot.metadata import TensorSpec
 from torch_max_backend.aot.symbol_names import renamed, symbol_names
@@ -112,6 +117,7 @@ def export(
         raise ExportError(f"there is no folder {path.parent}; make it first")
     kwargs = dict(kwargs or {})
     _check_target(cpu, gpu, device, verify)
+    gpu = gpu and architecture_of(gpu)
     if device is not None:
         model, args, kwargs = _moved(model, args, kwargs, torch.device(device))
     if dynamic_shapes is None and hasattr(model, "default_dynamic_shapes"):
@@ -156,7 +162,7 @@ def _check_target(
         )
     if gpu is None:
         return
-    api_of(gpu)
+    architecture_of(gpu)
     if device is not None and torch.device(device).type != "cpu":
         raise ExportError(f"gpu={gpu!r} is for a model on the CPU; leave out device={device!r}")
     if verify:

@@ -36,6 +36,9 @@ from torch_max_backend.passes import run_passes
 GPU = torch.device("cuda", 0)
 """What PyTorch calls a GPU of NVIDIA and, in its builds for ROCm, of AMD."""
 _APIS = {r"sm_\d+[af]?": "cuda", r"gfx[0-9a-f]+": "hip"}
+_WITH_FEATURES = 90
+"""From this architecture on MAX makes code with the features that only one generation has, and
+calls an H100 "sm_90a"."""
 _GRAPH, _EXECUTABLE = "graph.pickle", "program.mef"
 
 
@@ -52,6 +55,17 @@ def api_of(architecture: str) -> str:
         f"gpu={architecture!r}; it is an architecture of NVIDIA such as 'sm_90' or of AMD such as "
         "'gfx942'"
     )
+
+
+def architecture_of(gpu: str) -> str:
+    """MAX's name of a GPU's architecture: "sm_90a" for "sm_90", others as they are.
+
+    Raises:
+        ExportError: as ``api_of``.
+    """
+    number = gpu.removeprefix("sm_")
+    plain = api_of(gpu) == "cuda" and number.isdigit()
+    return f"{gpu}a" if plain and int(number) >= _WITH_FEATURES else gpu
 
 
 def move_to_gpu(gm: GraphModule) -> None:
@@ -84,7 +98,8 @@ def compile_for_gpu(gm: GraphModule, architecture: str) -> bytes:
     _lower(gm)  # so that what is wrong with the model is said here
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / _GRAPH).write_bytes(graph)
-        command = [sys.executable, "-m", __name__, architecture, cpu_target(), folder]
+        precision = torch.get_float32_matmul_precision()
+        command = [sys.executable, "-m", __name__, architecture, cpu_target(), precision, folder]
         path = os.pathsep.join(entry for entry in sys.path if entry)
         env = {**os.environ, "PYTHONPATH": path}
         done = subprocess.run(command, env=env, capture_output=True, text=True)
@@ -106,9 +121,10 @@ def _lower(gm: GraphModule) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """The program of the other process."""
-    architecture, cpu, folder = arguments
+    architecture, cpu, precision, folder = arguments
     from max import driver
 
+    torch.set_float32_matmul_precision(precision)
     driver.set_virtual_device_api(api_of(architecture))
     driver.set_virtual_device_target_arch(architecture)
     driver.set_virtual_device_count(1)

@@ -18,6 +18,7 @@ from torch_max_backend.dtypes import to_torch
 from torch_max_backend.ops import cpu_attention
 from torch_max_backend.ops.constants import tensor_constant
 from torch_max_backend.ops.cpu_attention import additive
+from torch_max_backend.ops.gpu_products import in_full_precision
 from torch_max_backend.ops.matmul import linear, matmul
 from torch_max_backend.ops.normalization import softmax
 from torch_max_backend.ops.rounding import cast
@@ -121,7 +122,7 @@ def _dispatch(
         q, k, wide = _widened(q, keys), _widened(k, keys), _widened(v, values)
         out = _dispatch(q, k, agree(wide, [q.shape[-1]]), mask, causal, scale)
         return slice_axis(out, 3, 0, v.shape[-1], 1, v.shape[-1])
-    if unfused or empty or q.dtype == DType.float64:
+    if unfused or empty or q.dtype == DType.float64 or in_full_precision(q):
         return composed_attention(q, k, v, mask, causal, scale)
     square = q.shape[2] == k.shape[2]
     # MAX 26.6's kernel for HIP asks for instructions that CDNA 3 (gfx942) lacks

@@ -7,6 +7,7 @@ from max.graph import TensorType, TensorValue, ops
 
 from torch_max_backend.context import strided_operand
 from torch_max_backend.dims import IntLike, static
+from torch_max_backend.ops.gpu_products import gpu_product
 from torch_max_backend.ops.rounding import cast
 from torch_max_backend.ops.shape import agree, drop_axes, filled, reshape
 from torch_max_backend.promotion import accumulation_dtype
@@ -28,8 +29,8 @@ def product(
 ) -> TensorValue:
     """The product of matrices with equal leading axes and one dtype; ``turned`` as in ``linear``.
 
-    Without a ``dtype`` on CPU in the one it is summed up in, so that what follows is computed in
-    that and rounded once. An empty contraction gives zeros.
+    Without a ``dtype`` in the one it is summed up in, so that what follows is computed in that and
+    rounded once. An empty contraction gives zeros.
     """
     out = _product(a, right, turned, dtype)
     return out if dtype is None else cast(out, dtype)
@@ -45,8 +46,9 @@ def _product(a: TensorValue, right: TensorValue, turned: bool, dtype: DType | No
         return _cpu_product(a, right, turned, dtype)
     if a.device.is_cpu() and a.dtype == DType.int8:
         return _cpu_product(a, right if turned else ops.transpose(right, -2, -1), True, dtype)
-    b = ops.transpose(right, -2, -1) if turned else right
-    return ops.matmul(a, b) if a.dtype.is_float() else _integer_product(a, b)
+    if a.dtype.is_float():
+        return gpu_product(a, right, turned)
+    return _integer_product(a, ops.transpose(right, -2, -1) if turned else right)
 
 
 def _cpu_product(
