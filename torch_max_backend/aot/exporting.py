@@ -23,6 +23,7 @@ from torch_max_backend import __version__
 from torch_max_backend.aot import package
 from torch_max_backend.aot.call_spec import CallSpec
 from torch_max_backend.aot.gpu_target import (
+    api_of,
     architecture_of,
     compile_for_gpu,
     gpu_needed,
@@ -117,7 +118,8 @@ def export(
         raise ExportError(f"there is no folder {path.parent}; make it first")
     kwargs = dict(kwargs or {})
     _check_target(cpu, gpu, device, verify)
-    gpu = gpu and architecture_of(gpu)
+    if gpu is not None:
+        gpu = architecture_of(gpu)
     if device is not None:
         model, args, kwargs = _moved(model, args, kwargs, torch.device(device))
     if dynamic_shapes is None and hasattr(model, "default_dynamic_shapes"):
@@ -162,7 +164,7 @@ def _check_target(
         )
     if gpu is None:
         return
-    architecture_of(gpu)
+    api_of(gpu)
     if device is not None and torch.device(device).type != "cpu":
         raise ExportError(f"gpu={gpu!r} is for a model on the CPU; leave out device={device!r}")
     if verify:

@@ -1,7 +1,7 @@
 """Products of float matrices on GPUs.
 
-On NVIDIA's MAX 26.6 multiplies float32 in TF32: of each factor it takes 11 bits. On an H100 the
-product of bfloat16 matrices was wrong wherever MAX joined nothing element-wise to it.
+On NVIDIA's, MAX 26.6 multiplies float32 in TF32: of each factor it takes 11 bits. On an H100 its
+product of bfloat16 matrices was wrong wherever nothing element-wise was joined to it.
 """
 
 from __future__ import annotations
