@@ -1,7 +1,7 @@
 """Products of float matrices on GPUs.
 
-On NVIDIA's, MAX 26.6 multiplies float32 in TF32: of each factor it takes 11 bits. On an H100 its
-product of bfloat16 matrices was wrong wherever nothing element-wise was joined to it.
+On an H100, MAX 26.6 multiplied float32 in TF32 (of each factor it took 11 bits), and its product of
+bfloat16 matrices was wrong wherever nothing element-wise was joined to it.
 """
 
 from __future__ import annotations
