@@ -61,6 +61,13 @@ def variations() -> Iterator[Case]:
     table: list[tuple[str, Any, list[torch.Tensor]]] = [
         ("scale", partial(attend, scale=0.3), qkv(2, 3)),
         ("scale_one", partial(attend, scale=1.0), qkv(2, 3)),
+        ("scale_negative", partial(attend, scale=-0.3), qkv(2, 3)),
+        ("scale_zero", partial(attend, scale=0.0), qkv(2, 3, s=19)),
+        (
+            "scale_negative_mask",
+            partial(attend, scale=-1.0),
+            [*qkv(2, 3), masks(torch.float32)["float"]],
+        ),
         ("causal_wide", partial(attend, is_causal=True), qkv(2, 3)),
         ("causal_tall", partial(attend, is_causal=True), qkv(2, 3, l=9, s=5)),
         ("value_width", attend, qkv(2, 3, v=24)),

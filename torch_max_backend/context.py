@@ -16,6 +16,8 @@ from torch_max_backend.dims import IntLike, to_dim, to_int_or_dim
 from torch_max_backend.options import MaxOptions
 from torch_max_backend.views import view_of
 
+aten = torch.ops.aten
+
 _node: ContextVar[Node] = ContextVar("node being lowered")
 _values: ContextVar[Mapping[Node, Any]] = ContextVar("MAX values of the nodes lowered so far")
 _options: ContextVar[MaxOptions] = ContextVar("options of the graph")
@@ -107,6 +109,32 @@ def strided_operand(index: int) -> Strided | None:
     return Strided(_values.get()[view.base], strides, to_int_or_dim(view.offset))
 
 
+_ON_THE_WAY = {aten.mul.Tensor, aten.view.default, aten._unsafe_view.default}
+"""Scales and other shapes."""
+
+
+def residual() -> TensorValue | None:
+    """What the node's result is added to, perhaps scaled: the other branch of a residual connection
+    (He et al., 2016). None where that does not lie in memory for sure, or has other sizes."""
+    value = _node.get(None)
+    while value is not None and len(value.users) == 1:
+        (user,) = value.users
+        if user.target is aten.add.Tensor:
+            others = [node for node in user.all_input_nodes if node is not value]
+            return _in_memory(others[0], value.meta["val"]) if len(others) == 1 else None
+        value = user if user.target in _ON_THE_WAY else None
+    return None
+
+
+def _in_memory(node: Node, like: torch.Tensor) -> TensorValue | None:
+    """A node's value of those sizes, if it has several uses: MAX may join it to a single one."""
+    value = _values.get().get(node)
+    if not isinstance(value, TensorValue) or len(node.users) == 1:
+        return None
+    same = list(value.shape) == [to_dim(size) for size in like.shape]
+    return value if same and node.meta["val"].dtype == like.dtype else None
+
+
 def constant_of(value: TensorValue) -> torch.Tensor | None:
     """The numbers of a value that is a constant of the graph; None where only a run tells them."""
     for node, lowered in _values.get({}).items():
@@ -124,15 +152,15 @@ def operand_is_zero(index: int) -> bool:
 
 
 _MOVED = {
-    torch.ops.aten.alias.default,
-    torch.ops.aten.clone.default,
-    torch.ops.aten.expand.default,
-    torch.ops.aten.unsqueeze.default,
-    torch.ops.aten.view.default,
-    torch.ops.aten._to_copy.default,
+    aten.alias.default,
+    aten.clone.default,
+    aten.expand.default,
+    aten.unsqueeze.default,
+    aten.view.default,
+    aten._to_copy.default,
     torch.ops.prims.convert_element_type.default,
 }
-_FILLED = {torch.ops.aten.full.default, torch.ops.aten.full_like.default}
+_FILLED = {aten.full.default, aten.full_like.default}
 
 
 def is_zero(arg: Any) -> bool:

@@ -10,8 +10,9 @@ from std.math import ceildiv
 from std.memory import Pointer
 from std.memory.alloc import unsafe_alloc
 from std.runtime import parallelism_level
-from std.sys import PrefetchOptions, prefetch, simd_width_of, size_of
+from std.sys import simd_width_of, size_of
 from max.algorithm import sync_parallelize
+from .fetching import Ahead, Places
 from .packing import split_row
 from .tasks import Tasks, Turn
 from .units import *
@@ -28,8 +29,6 @@ comptime WORKER_PARTS = 16
 """Parts of tasks for each worker, so that all end at nearly the same time; of two tiles at least."""
 comptime BLOCK_LINES = 512
 """Lines of the panel that are summed up at a time."""
-comptime CACHE_LINE = 64
-"""Bytes of a line of the cache."""
 comptime FETCH_LINES = 4
 """Lines of the panel between the fetches of a line of the cache."""
 comptime Store[dtype: DType] = def[width: Int](Int, Int, Int, SIMD[SUM[dtype], width]) -> None
@@ -47,22 +46,6 @@ struct Extents(Copyable, ImplicitlyCopyable, Movable):
     var columns: Int
     var segments: Int
     var depth: Int
-
-
-@fieldwise_init
-struct Ahead(Copyable, ImplicitlyCopyable, Movable):
-    """Memory that is to be in cache when it is read, and how many bytes of it are not yet."""
-
-    var next: BytePointer
-    var left: Int
-
-    @always_inline
-    def fetch(mut self):
-        """Has the next line read while others are multiplied."""
-        if self.left > 0:
-            prefetch[PrefetchOptions().for_read().high_locality().to_data_cache()](self.next)
-            self.next = self.next.unsafe_offset(CACHE_LINE)
-            self.left -= CACHE_LINE
 
 
 trait Operands(Copyable, ImplicitlyCopyable, Movable):
@@ -94,7 +77,7 @@ def panel_bytes[dtype: DType](segments: Int, depth: Int) -> Int:
 
 def contract[
     dtype: DType, Source: Operands, Epilogue: Store[dtype]
-](source: Source, store: Epilogue):
+](source: Source, places: Places, store: Epilogue):
     """Computes all of it, in parallel, and hands each number to ``store`` once."""
     var workers = parallelism_level()
     var size = source.extents()
@@ -109,7 +92,7 @@ def contract[
     var parts = ceildiv(ceildiv(size.rows, height), chunks)
     var tasks = Tasks(size.batch * chunks * panels, parts)
 
-    def work(worker: Int) {source, size, workers, panels, chunks, height, tasks, imm store}:
+    def work(worker: Int) {source, size, workers, panels, chunks, height, tasks, places, imm store}:
         var scratch = Scratch[dtype](size)
         var turn = Turn(tasks)
         while turn.next_task():
@@ -122,6 +105,7 @@ def contract[
                 turn.task // panels % chunks * tasks.parts,
                 height,
                 (turn.task + workers) % panels * PANEL[dtype],
+                places,
                 store,
             )
         scratch.free()
@@ -183,6 +167,7 @@ def _task[
     first: Int,
     height: Int,
     following: Int,
+    places: Places,
     store: Epilogue,
 ):
     """The panel from ``column`` on times the worker's parts of a task, blocks of ``height`` rows
@@ -203,6 +188,10 @@ def _task[
         source.left(b, row, end, scratch.zeros, scratch.table)
 
         @always_inline
+        def expect(first: Int, last: Int) {b, row, column, columns, places}:
+            places.fetch(b, row + first, row + last, column, columns)
+
+        @always_inline
         def hand_on(first: Int, last: Int) {b, row, column, columns, scratch, imm store}:
             for m in range(first, last):
                 var line = scratch.sums.unsafe_offset(m * PANEL[dtype])
@@ -214,7 +203,7 @@ def _task[
                     store[1](b, row + m, column + n, line.unsafe_load[width=1](n))
                     n += 1
 
-        _block[dtype](scratch, ceildiv(columns, width), end - row, ahead, hand_on)
+        _block[dtype](scratch, ceildiv(columns, width), end - row, ahead, expect, hand_on)
         more = turn.next_part()
 
 
@@ -241,8 +230,15 @@ struct Chunk(Copyable, ImplicitlyCopyable, Movable):
 
 
 def _block[
-    dtype: DType, Rows: def(Int, Int) -> None
-](scratch: Scratch[dtype], vectors: Int, rows: Int, mut ahead: Ahead, hand_on: Rows):
+    dtype: DType, Before: def(Int, Int) -> None, After: def(Int, Int) -> None
+](
+    scratch: Scratch[dtype],
+    vectors: Int,
+    rows: Int,
+    mut ahead: Ahead,
+    expect: Before,
+    hand_on: After,
+):
     """The rows of the table times the panel."""
     var segments = scratch.size.segments
     var together = max(1, BLOCK_LINES // max(1, scratch.lines))
@@ -256,6 +252,8 @@ def _block[
             )
             var last = chunk.last == segments and chunk.end == scratch.lines
             for m in range(0, rows, ROWS):
+                if last:
+                    expect(m, min(rows, m + ROWS))
                 comptime if PARTS[dtype] > 1:
                     _split[dtype](scratch, m, rows, chunk)
                 for vector in range(0, vectors, VECTORS):

@@ -5,7 +5,8 @@ the channels of one pixel of the input, or zeros beyond its border.
 """
 
 from std.sys import size_of
-from .contraction import Ahead, Extents, Operands, PANEL, Table, panel_bytes
+from .contraction import Extents, Operands, PANEL, Table, panel_bytes
+from .fetching import Ahead
 from .packing import pack_columns
 from .units import *
 

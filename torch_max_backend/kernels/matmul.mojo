@@ -4,7 +4,8 @@ from std.math import ceildiv
 from std.runtime import parallelism_level
 from std.sys import size_of
 from max.algorithm import sync_parallelize
-from .contraction import Ahead, Extents, Operands, PANEL, Store, Table, contract, panel_bytes
+from .contraction import Extents, Operands, PANEL, Store, Table, contract, panel_bytes
+from .fetching import Ahead, Places
 from .packing import pack_columns, pack_rows
 from .units import *
 
@@ -75,13 +76,13 @@ struct Product[dtype: DType, order: Int](Operands):
 
 def matmul[
     dtype: DType, order: Int, Epilogue: Store[dtype]
-](product: Product[dtype, order], store: Epilogue):
+](product: Product[dtype, order], places: Places, store: Epilogue):
     """Computes all of it, in parallel, and hands each number to ``store`` once."""
     comptime if order == COLUMNS_FIRST and dtype != DType.int8:
         if product.rows < ROWS:
             _few_rows[dtype](product, store)
             return
-    contract[dtype](product, store)
+    contract[dtype](product, places, store)
 
 
 def _few_rows[

@@ -1,6 +1,7 @@
 """The operators that graphs name."""
 
-from extensibility import InputTensor, InputVariadicTensors, OutputTensor, foreach, register
+from extensibility import InputTensor, InputVariadicTensors, ManagedTensorSlice, OutputTensor
+from extensibility import foreach, register
 from extensibility import _FusedInputTensor as FusedInputTensor
 from extensibility import _FusedOutputTensor as FusedOutputTensor
 from layout import Coord
@@ -12,6 +13,7 @@ from .attention import Attention, Bias, Operand, attention
 from .concat import copy_rows
 from .contraction import contract
 from .convolution import Axis, Convolution
+from .fetching import Place, Places
 from .functions import activate
 from .matmul import COLUMNS_FIRST, DEPTH_FIRST, IN_PANELS, Product, matmul
 from .normalization import Factors, Rows, normalize
@@ -33,41 +35,48 @@ struct Matmul:
         b: InputTensor[dtype=a.dtype, rank=output.rank, ...],
         ctx: DeviceContext,
     ) capturing raises:
-        _matmul[DEPTH_FIRST](output, a, b)
+        _matmul[DEPTH_FIRST](output, a, b, Places(_place(output), _nothing(output)))
 
 
 @register("torch_max_backend.linear")
 struct Linear:
     """(..., M, K) a and (..., N, K) weight of one type to a @ weight^T; a batch axis or none. A
-    packed weight has (panels, lines, columns of a panel, numbers of a unit)."""
+    packed weight has (panels, lines, columns of a panel, numbers of a unit). What is fused may read
+    a tensor like the output, ``beside`` it, which is better fetched before."""
 
     @staticmethod
     def execute[
-        packed: Bool, target: StaticString
+        packed: Bool, fetched: Bool, target: StaticString
     ](
         output: FusedOutputTensor[...],
         a: InputTensor[rank=output.rank, ...],
         weight: InputTensor[dtype=a.dtype, ...],
+        beside: InputTensor[...],
         ctx: DeviceContext,
     ) capturing raises:
-        _matmul[IN_PANELS if packed else COLUMNS_FIRST](output, a, weight)
+        comptime order = IN_PANELS if packed else COLUMNS_FIRST
+        var read = _place(beside) if fetched else _nothing(output)
+        _matmul[order](output, a, weight, Places(_place(output), read))
 
 
 @register("torch_max_backend.biased_linear")
 struct BiasedLinear:
-    """The activation of a @ weight^T plus a bias (N), rounded; much faster here than fused by MAX."""
+    """The activation of a @ weight^T plus a bias (N), rounded; much faster here than fused by MAX.
+    ``beside`` as for a linear layer."""
 
     @staticmethod
     def execute[
-        activation: StaticString, packed: Bool, target: StaticString
+        activation: StaticString, packed: Bool, fetched: Bool, target: StaticString
     ](
         output: FusedOutputTensor[rank=2, ...],
         a: InputTensor[rank=2, ...],
         weight: InputTensor[dtype=a.dtype, ...],
         bias: InputTensor[dtype=a.dtype, rank=1, ...],
+        beside: InputTensor[...],
         ctx: DeviceContext,
     ) capturing raises:
         comptime order = IN_PANELS if packed else COLUMNS_FIRST
+        var read = _place(beside) if fetched else _nothing(output)
 
         @always_inline
         def store[
@@ -75,11 +84,12 @@ struct BiasedLinear:
         ](b: Int, m: Int, n: Int, v: SIMD[SUM[a.dtype], width]) {var output, var bias}:
             var x = v.cast[DType.float32]()
             x += bias.load[width](IndexList[1](n)).cast[DType.float32]()
+            var result = activate[activation, output.dtype](x)
             output._lambda_store[width=width, element_alignment=1](
-                IndexList[output.rank](m, n), rounded[output.dtype](activate[activation](x))
+                IndexList[output.rank](m, n), rounded[output.dtype](result)
             )
 
-        matmul[a.dtype](_product[order](output, a, weight), store)
+        matmul[a.dtype](_product[order](output, a, weight), Places(_place(output), read), store)
 
 
 @register("torch_max_backend.convolution")
@@ -139,6 +149,7 @@ struct Convolve:
                 _axis[2](output, images, taps_h, stride_h, dilation_h, padding_h, spacing_h),
                 _axis[3](output, images, taps_w, stride_w, dilation_w, padding_w, spacing_w),
             ),
+            Places(_place(output, Int(groups)), _nothing(output)),
             store,
         )
 
@@ -362,6 +373,7 @@ def _matmul[
     output: FusedOutputTensor[...],
     a: InputTensor[rank=output.rank, ...],
     right: InputTensor[dtype=a.dtype, ...],
+    places: Places,
 ) capturing:
     @always_inline
     def store[width: Int](b: Int, m: Int, n: Int, v: SIMD[SUM[a.dtype], width]) {var output}:
@@ -372,7 +384,7 @@ def _matmul[
         place[output.rank - 1] = n
         output._lambda_store[width=width, element_alignment=1](place, rounded[output.dtype](v))
 
-    matmul[a.dtype](_product[order](output, a, right), store)
+    matmul[a.dtype](_product[order](output, a, right), places, store)
 
 
 @always_inline
@@ -392,6 +404,25 @@ def _product[
         output.dim_size(last),
         a.dim_size(last),
     )
+
+
+@always_inline
+def _place(x: ManagedTensorSlice, groups: Int = 1) -> Place:
+    """Where a dense (batch, rows, columns) lies or, of groups, their columns beside each other."""
+    comptime size = size_of[x.dtype]()
+    comptime last = x.rank - 1
+    var row = x.dim_size(last) * size
+    return Place(
+        _start[DType.uint8](x),
+        x.dim_size(last - 1) * row if groups == 1 else row // groups,
+        row,
+        size,
+    )
+
+
+@always_inline
+def _nothing(x: ManagedTensorSlice) -> Place:
+    return Place(_start[DType.uint8](x), 0, 0, 0)
 
 
 @always_inline
@@ -470,7 +501,7 @@ def _factors(x: InputTensor[rank=1, ...]) -> Factors[x.dtype]:
 
 
 @always_inline
-def _start[dtype: DType](x: InputTensor[...]) -> Pointer[Scalar[dtype], MutUntrackedOrigin]:
+def _start[dtype: DType](x: ManagedTensorSlice) -> Pointer[Scalar[dtype], MutUntrackedOrigin]:
     return (
         x.unsafe_ptr()
         .unsafe_bitcast[Scalar[dtype]]()

@@ -67,7 +67,7 @@ def _activate[
         var nans = SIMD[DType.bool, width](fill=False)
         while c + width <= columns:
             var x = source.unsafe_load[width=width, alignment=2](c).cast[DType.float32]()
-            x = rounded[dtype](activate[activation](x)).cast[DType.float32]()
+            x = rounded[dtype](activate[activation, dtype](x)).cast[DType.float32]()
             target.unsafe_store(c, x)
             part = abs(x).gt(part).select(abs(x), part)
             nans |= x.ne(x)

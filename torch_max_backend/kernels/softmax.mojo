@@ -1,6 +1,8 @@
 """Softmax of a row of scores, in float32."""
 
-from .functions import exponential
+from std.math import iota
+from std.memory import Pointer
+from .functions import LOG2_E, power_of_two
 from .rounding import rounded
 from .units import *
 
@@ -23,27 +25,23 @@ def softmax_row[
     """
     comptime width = WIDTH[dtype]
     comptime MINUS_INFINITY = Scalar[SUM[dtype]].MIN
-    for j in range(keys, padded):
-        scores[unsafe_offset=j] = MINUS_INFINITY
     var top = Sums[dtype](MINUS_INFINITY)
     for j in range(0, padded, width):
         var x = scores.unsafe_load[width=width](j) * scale
         if biased:
-            if j + width <= keys:
-                x += bias.unsafe_load[width=width, alignment=4](j)
-            else:
-                for i in range(keys - j):
-                    x[i] += bias[unsafe_offset=j + i]
+            x += _row_of[width](bias, j, keys)
+        if j + width > keys:
+            x = iota[DType.int32, width](Int32(j)).lt(Int32(keys)).select(x, MINUS_INFINITY)
         scores.unsafe_store(j, x)
-        top = max(top, x)
+        top = x.gt(top).select(x, top)  # passes over NaN in one instruction
     var maximum = top.reduce_max()
     if maximum == MINUS_INFINITY:
         maximum = 0
     var total = Sums[dtype](0)
     var lines = weights.unsafe_bitcast[Scalar[SUM[dtype]]]()
     for j in range(0, padded, width):
-        var x = scores.unsafe_load[width=width](j) - maximum
-        var e = rebind[Sums[dtype]](exponential(rebind[SIMD[DType.float32, width]](x)))
+        var x = rebind[SIMD[DType.float32, width]](scores.unsafe_load[width=width](j) - maximum)
+        var e = rebind[Sums[dtype]](power_of_two[dtype](x * LOG2_E))
         total += e
         comptime if PARTS[dtype] == 1:
             weights.unsafe_bitcast[Scalar[dtype]]().unsafe_store(j, rounded[dtype](e))
@@ -51,3 +49,16 @@ def softmax_row[
             lines.unsafe_store(j, e)  # rounded to ``dtype`` it would only lose digits
     var sum = total.reduce_add()
     return empty if sum == 0 else 1 / sum
+
+
+@always_inline
+def _row_of[
+    dtype: DType, //, width: Int
+](row: Pointer[Scalar[dtype], MutUntrackedOrigin], j: Int, columns: Int) -> SIMD[dtype, width]:
+    """A vector of a row from j on, zeros beyond its end."""
+    if j + width <= columns:
+        return row.unsafe_load[width=width, alignment = size_of[dtype]()](j)
+    var x = SIMD[dtype, width](0)
+    for i in range(columns - j):
+        x[i] = row[unsafe_offset=j + i]
+    return x

@@ -5,7 +5,7 @@ from __future__ import annotations
 from max.dtype import DType
 from max.graph import TensorType, TensorValue, ops
 
-from torch_max_backend.context import strided_operand
+from torch_max_backend.context import residual, strided_operand
 from torch_max_backend.dims import IntLike, static
 from torch_max_backend.ops.gpu_products import gpu_product
 from torch_max_backend.ops.rounding import cast
@@ -71,8 +71,15 @@ def _cpu_product(
 def _linear(
     a: TensorValue, right: TensorValue, kind: TensorType, packed: bool = False
 ) -> TensorValue:
-    name = "torch_max_backend.linear"
-    return ops.custom(name, a.device, [a, right], [kind], {"packed": packed})[0].tensor
+    beside = residual()
+    (out,) = ops.custom(
+        "torch_max_backend.linear",
+        a.device,
+        [a, right, a if beside is None else beside],
+        [kind],
+        {"packed": packed, "fetched": beside is not None},
+    )
+    return out.tensor
 
 
 def _matmul(a: TensorValue, right: TensorValue, kind: TensorType) -> TensorValue:
@@ -203,12 +210,13 @@ def _biased_linear(
     activation: str,
     packed: bool,
 ) -> TensorValue:
+    beside = residual()
     (out,) = ops.custom(
         "torch_max_backend.biased_linear",
         a.device,
-        [a, weight, agree(bias, [columns])],
+        [a, weight, agree(bias, [columns]), a if beside is None else beside],
         [TensorType(a.dtype, [a.shape[0], columns], a.device)],
-        {"activation": activation, "packed": packed},
+        {"activation": activation, "packed": packed, "fetched": beside is not None},
     )
     return out.tensor
 
