@@ -9,6 +9,7 @@ from torch._decomp import core_aten_decompositions
 
 from tests.harness import randn
 from tests.tracing import trace
+from torch_max_backend import registry
 from torch_max_backend.decompositions import (
     decompositions,
     export_decompositions,
@@ -26,6 +27,22 @@ def test_only_composites_are_left_out_of_pytorchs_core_decompositions() -> None:
 
 def test_export_has_all_of_aotautograds_decompositions() -> None:
     assert decompositions().keys() <= export_decompositions().keys()
+
+
+def test_composites_of_a_library_that_comes_later_are_expanded() -> None:
+    """As torchao's, which a process may import after its first compilation."""
+    export_decompositions()
+    with torch.library._scoped_library("test_decompositions", "FRAGMENT") as library:
+        library.define("twice(Tensor x) -> Tensor")
+        library.impl("twice", lambda x: x + x, "CompositeImplicitAutograd")
+        assert torch.ops.test_decompositions.twice.default in export_decompositions()
+
+
+def test_a_lowering_that_comes_later_is_not_decomposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    overload = next(iter(decompositions()))
+    row = registry.Lowering(overload, lambda *args: None)
+    monkeypatch.setitem(registry._TABLE, overload, row)
+    assert overload not in decompositions()
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -1,13 +1,13 @@
 """What is decomposed: PyTorch's core decompositions less what the table lowers whole.
 
 Kept whole because MAX has a kernel or a better form: normalisations, softmax, gelu, attention
-(composites.py), resizing (composites.py). Computed once from the table; never mutated.
+(composites.py), resizing (composites.py). Made anew for each program: users may register lowerings,
+libraries operators, after the first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -19,13 +19,11 @@ Decompositions: TypeAlias = Mapping[Any, Callable[..., Any]]
 """Overload -> decomposition."""
 
 
-@cache
 def decompositions() -> Decompositions:
     """For AOTAutograd: every core decomposition that has no lowering."""
     return _not_lowered(without_composites())
 
 
-@cache
 def export_decompositions() -> Decompositions:
     """For ``ExportedProgram.run_decompositions``, which keeps composite operators that it is not
     told of."""
