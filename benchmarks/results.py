@@ -44,6 +44,8 @@ class Row:
     upper_quartile: float | None = None
     error: float | None = None
     """largest difference from eager float64"""
+    rms_error: float | None = None
+    """root of the mean square of all differences, steadier than the largest one"""
     peak_memory: int | None = None
     flops: int | None = None
     matmul_flops_per_second: float | None = None
@@ -109,7 +111,7 @@ def table(rows: Sequence[Row], ours: str = "max", format: str = "simple") -> str
                 _milliseconds(row.median and row.median / row.batch),
                 f"{row.first_result:.1f}" if row.first_result else "",
                 f"{row.peak_memory / 2**20:.0f}" if row.peak_memory else "",
-                f"{row.error:.1e}" if row.error is not None else "",
+                *(f"{e:.1e}" if e is not None else "" for e in (row.error, row.rms_error)),
                 f"{row.share_of_matmul:.2f}" if row.share_of_matmul else "",
             ]
         )
@@ -126,9 +128,10 @@ def table(rows: Sequence[Row], ours: str = "max", format: str = "simple") -> str
         "first result (s)",
         "peak (MiB)",
         "largest error",
+        "RMS error",
         "share of matmul",
     ]
-    alignment = ("left", "left", "right", "right", "left", *["right"] * 8)
+    alignment = ("left", "left", "right", "right", "left", *["right"] * 9)
     notes = {f"{row.contestant}: left out: {row.left_out}" for row in rows if row.left_out}
     return "\n".join(
         [

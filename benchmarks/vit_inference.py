@@ -165,7 +165,9 @@ def _run_case(case: Case, args: argparse.Namespace) -> list[Row]:
                 row.failed = not error.left_out
                 continue
             row.flops = work
-            row.error = (torch.from_numpy(output).double() - reference).abs().max().item()
+            differences = torch.from_numpy(output).double() - reference
+            row.error = differences.abs().max().item()
+            row.rms_error = differences.square().mean().sqrt().item()
             progress(
                 f"  {name}: prepared in {row.prepare:.1f} s, first result in "
                 f"{row.first_result:.1f} s, largest error {row.error:.1e}"

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import torch_max_backend
 from benchmarks import (
     block_ops,
     by_turns,
@@ -18,7 +19,9 @@ from benchmarks import (
     environment,
     memory,
     packages,
+    passes,
     plots,
+    register_rate,
     results,
     startup,
     vit_inference,
@@ -27,6 +30,8 @@ from benchmarks.cases import Case
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.results import Row
 from benchmarks.worker import WorkerError
+from tests.tracing import trace
+from torch_max_backend.passes import PASSES, fuse_linear_gelu
 
 
 def row(contestant, times, *, batch=8, resolution=224, model="vit-s", **values):
@@ -59,7 +64,7 @@ def test_files_hold_what_was_measured(tmp_path):
 
 def test_table():
     rows = [
-        row("eager", [0.2], peak_memory=2**20 * 300, error=1e-6),
+        row("eager", [0.2], peak_memory=2**20 * 300, error=1e-6, rms_error=3e-7),
         row("max", [0.1], flops=10, matmul_flops_per_second=200.0),
         Row("vit-s", 8, 224, "float32", "openvino", "not installed"),
     ]
@@ -68,6 +73,7 @@ def test_table():
         [cell.strip() for cell in line.split("  ") if cell] for line in shown[2:5]
     )
     assert "200.0" in eager and "2.00" in eager and "300" in eager and "25.0" in eager
+    assert "1.0e-06" in eager and "3.0e-07" in eager
     assert "100.0" in ours and "1.00" in ours and "0.50" in ours
     assert absent[-1] == "left out"
     assert shown[-1] == "openvino: left out: not installed"
@@ -189,6 +195,18 @@ def test_table_of_a_block():
     assert lines[2].split()[-4:] == ["4.00", "2.00", "2.00", "25%"]
     assert "14.00" in lines[-2] and "88%" in lines[-2]
     assert "16.00" in lines[-1] and "100%" in lines[-1]
+
+
+def test_passes_that_change_a_graph():
+    fired = []
+    with passes.only([passes.recorded(rewrite, fired) for rewrite in PASSES]):
+        trace(torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.GELU()), torch.randn(3, 8))
+    assert fired == [fuse_linear_gelu]
+    assert PASSES == torch_max_backend.passes.PASSES
+
+
+def test_what_arithmetic_units_do_at_most():
+    assert register_rate.rates()["float32"] > 1
 
 
 def test_startup(monkeypatch, capsys):
