@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-thorough check style format types install clean
+.PHONY: help demo bench test test-thorough check style format types install wheel clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -52,8 +52,12 @@ types: $(STAMP)-dev ## mypy
 install: $(STAMP)-dev ## everything a developer needs, pre-commit hooks included
 	$(BIN)/pre-commit install
 
+wheel: $(STAMP)-test ## dist/*.whl with the kernels precompiled
+	$(BIN)/python -c "from torch_max_backend.kernel_library import ship; ship()"
+	$(PIP) wheel --no-deps --wheel-dir dist .
+
 clean: ## remove the virtual environment, caches and build outputs
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist torch_max_backend/precompiled .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A Python without ensurepip (some Linux distributions) makes its venv with the pip outside it.

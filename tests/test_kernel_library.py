@@ -14,6 +14,7 @@ from torch_max_backend.errors import CompileError
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("TORCH_MAX_BACKEND_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(kernel_library, "SHIPPED", tmp_path / "shipped")
     kernel_library.kernel_library.cache_clear()
     yield tmp_path / "cache"
     kernel_library.kernel_library.cache_clear()
@@ -30,6 +31,16 @@ def test_made_once(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(kernel_library, "_precompile", again)
     assert kernel_library.kernel_library() == library
+
+
+def test_shipped(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
+    kernel_library.ship()
+    library = kernel_library.ship()
+    assert [p for p in kernel_library.SHIPPED.rglob("*") if p.is_file()] == [library]
+    assert kernel_library.kernel_library() == library and not own_cache.exists()
+    kernel_library.kernel_library.cache_clear()
+    monkeypatch.setattr(kernel_library, "version", lambda package: "0.1")  # of another compiler
+    assert own_cache in kernel_library.kernel_library().parents
 
 
 def test_a_cache_that_cannot_be_written(own_cache: Path, caplog: pytest.LogCaptureFixture):

@@ -1,7 +1,8 @@
 """The Mojo kernels of ``kernels/`` as the package that MAX's compiler reads.
 
-Mojo packages are bound to the compiler's version, not to a processor: it is made at the first
-compilation on a machine, which takes 3 s, and kept beside the compile cache.
+Mojo packages are bound to the compiler's version, not to a processor. A wheel of ``make wheel`` has
+one for the version it was made with; else it is made at the first compilation on a machine, which
+takes 3 s, and kept beside the compile cache.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch_max_backend.errors import CompileError
 
 log = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent / "kernels"
+SHIPPED = Path(__file__).parent / "precompiled"
 _NAME = "torch_max_backend_kernels.mojoc"
 
 
@@ -33,11 +35,13 @@ def kernel_library() -> Path:
     Raises:
         CompileError: Mojo refuses the sources.
     """
-    name = f"{sources_digest(SOURCES)[:16]}-mojo-{version('mojo-compiler')}"
+    name = _version()
+    shipped = SHIPPED / name / _NAME
     folder = cache.directory() / "kernels" / name
     library = folder / _NAME
-    if library.exists():
-        return library
+    for made in (shipped, library):
+        if made.exists():
+            return made
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:  # as the compile cache: costs time, not results
@@ -47,6 +51,24 @@ def kernel_library() -> Path:
         library = folder / _NAME
     _precompile(library)
     return library
+
+
+def ship() -> Path:
+    """Makes the package among the sources, in the place of an older one, for a wheel to take along.
+
+    Raises:
+        CompileError: Mojo refuses the sources.
+    """
+    shutil.rmtree(SHIPPED, ignore_errors=True)
+    library = SHIPPED / _version() / _NAME
+    library.parent.mkdir(parents=True)
+    _precompile(library)
+    return library
+
+
+def _version() -> str:
+    """Of the sources and of the compiler."""
+    return f"{sources_digest(SOURCES)[:16]}-mojo-{version('mojo-compiler')}"
 
 
 def _precompile(library: Path) -> None:
