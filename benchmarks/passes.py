@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 from torch.fx import GraphModule
 
-from benchmarks.by_turns import in_turns, table
+from benchmarks import by_turns
 from benchmarks.cases import (
     DTYPES,
     MODELS,
@@ -31,16 +31,14 @@ from benchmarks.cases import (
     make_model,
 )
 from pretrained_models.comparison import positive_int, progress
-from torch_max_backend import MaxBackendError, export, load, passes
+from torch_max_backend import export, passes
 
 Pass = Callable[[GraphModule], None]
 
 
-@contextmanager
-def only(kept: Sequence[Pass]) -> Iterator[None]:
+def only(kept: Sequence[Pass]) -> AbstractContextManager[object]:
     """Lets programs be compiled with these passes."""
-    with mock.patch.object(passes, "PASSES", tuple(kept)):
-        yield
+    return mock.patch.object(passes, "PASSES", tuple(kept))
 
 
 def recorded(rewrite: Pass, fired: list[Pass]) -> Pass:
@@ -55,29 +53,24 @@ def recorded(rewrite: Pass, fired: list[Pass]) -> Pass:
     return apply
 
 
-def packages(case: Case, folder: Path) -> dict[str, Path]:
+def packages(case: Case, folder: Path) -> list[Path]:
     """A package with all passes, and one without each that changes the model's graph."""
     fired: list[Pass] = []
     every = passes.PASSES
     model = in_precision(make_model(case), case)
-    compiled = partial(export, model, (images_in_precision(make_input(case), case),))
-    found = {"all passes": folder / "all.max"}
+    exported = partial(export, model, (images_in_precision(make_input(case), case),))
+    found = [folder / "all passes.max"]
     progress(f"{case}: all passes ...")
     with only([recorded(rewrite, fired) for rewrite in every]):
-        compiled(path=found["all passes"])
+        exported(path=found[0])
     for left_out in every:
-        name = f"without {left_out.__name__}"
         if left_out not in fired:
             progress(f"{left_out.__name__}: changes nothing here")
             continue
-        progress(f"{name} ...")
+        found.append(folder / f"without {left_out.__name__}.max")
+        progress(f"{found[-1].stem} ...")
         with only([rewrite for rewrite in every if rewrite is not left_out]):
-            try:
-                compiled(path=folder / f"{name}.max")
-            except MaxBackendError as error:
-                progress(f"{name}: {str(error).splitlines()[0]}")
-                continue
-        found[name] = folder / f"{name}.max"
+            exported(path=found[-1])
     return found
 
 
@@ -85,19 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="passes", description="What each pass brings")
     parser.add_argument("--model", choices=list(MODELS), default="vit-s")
     parser.add_argument("--batch", type=positive_int, default=8)
-    parser.add_argument("--resolution", type=positive_int, default=224)
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
     parser.add_argument("--rounds", type=positive_int, default=20)
     args = parser.parse_args(arguments)
-    case = Case(args.model, args.batch, args.resolution, args.dtype)
+    case = Case(args.model, args.batch, 224, args.dtype)
+    options = ["--rounds", str(args.rounds)]
+    if args.dtype == "bfloat16":
+        options += ["--tolerance", "0.05"]
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        found = packages(case, Path(folder))
-        models = [load(path) for path in found.values()]
-        inputs = models[0].example_inputs()
-        times = in_turns([partial(model.run, inputs) for model in models], args.rounds)
-    print(f"{case}, {torch.get_num_threads()} threads")
-    print(table(list(found), times))
-    return 0
+        return by_turns.main([*map(str, packages(case, Path(folder))), *options])
 
 
 if __name__ == "__main__":

@@ -25,12 +25,11 @@ def main():
 
 def _measure[dtype: DType]():
     var workers = parallelism_level()
-    var fastest = UInt(0)
+    var fastest = UInt.MAX
     for _ in range(ROUNDS):
         var start = perf_counter_ns()
         sync_parallelize(_multiply_add[dtype], workers)
-        var nanoseconds = UInt(perf_counter_ns() - start)
-        fastest = min(fastest, nanoseconds) if fastest else nanoseconds
+        fastest = min(fastest, UInt(perf_counter_ns() - start))
     comptime NUMBERS = WIDTH[dtype] * size_of[UNIT[dtype]]() // size_of[dtype]()
     var operations = 2 * STEPS * SUMS * NUMBERS * workers
     print(dtype, Float64(operations) / Float64(fastest))

@@ -48,7 +48,7 @@ ELSEWHERE = {
     "the result is used again": lambda x, y: (z := LINEAR(x), x + z),
     "twice the result": lambda x, y: (z := LINEAR(x)) + z,
     "through a nonlinearity": lambda x, y: x + LINEAR(x).relu(),
-    "later": lambda x, y: LINEAR(x) + (y.exp() * 2),
+    "computed later": lambda x, y: (z := LINEAR(x), (e := y.exp()) + z, e * 2)[1:],
 }
 
 

@@ -10,7 +10,7 @@ comptime LOG2_E = Float32(1.4426950408889634)
 def power_of_two[
     dtype: DType, width: Int
 ](x: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
-    """2^x for numbers up to 128, 0 below 2^-126; NaN stays NaN.
+    """2^x for numbers up to 127, 0 below 2^-126; NaN stays NaN.
 
     As 2^n * 2^r with |r| <= 1/2 (Cody and Waite, 1980), 2^r by a minimax polynomial that is 2e-9
     off, for bfloat16 3e-6.

@@ -71,13 +71,20 @@ def _cpu_product(
 def _linear(
     a: TensorValue, right: TensorValue, kind: TensorType, packed: bool = False
 ) -> TensorValue:
+    return _linear_kernel("linear", [a, right], kind, packed=packed)
+
+
+def _linear_kernel(
+    name: str, operands: list[TensorValue], kind: TensorType, **parameters: bool | str
+) -> TensorValue:
+    """A linear layer of ours. It fetches ahead what a residual connection adds to its result."""
     beside = residual()
     (out,) = ops.custom(
-        "torch_max_backend.linear",
-        a.device,
-        [a, right, a if beside is None else beside],
+        f"torch_max_backend.{name}",
+        kind.device,
+        [*operands, operands[0] if beside is None else beside],
         [kind],
-        {"packed": packed, "fetched": beside is not None},
+        {**parameters, "fetched": beside is not None},
     )
     return out.tensor
 
@@ -210,15 +217,9 @@ def _biased_linear(
     activation: str,
     packed: bool,
 ) -> TensorValue:
-    beside = residual()
-    (out,) = ops.custom(
-        "torch_max_backend.biased_linear",
-        a.device,
-        [a, weight, agree(bias, [columns]), a if beside is None else beside],
-        [TensorType(a.dtype, [a.shape[0], columns], a.device)],
-        {"activation": activation, "packed": packed, "fetched": beside is not None},
-    )
-    return out.tensor
+    operands = [a, weight, agree(bias, [columns])]
+    kind = TensorType(a.dtype, [a.shape[0], columns], a.device)
+    return _linear_kernel("biased_linear", operands, kind, activation=activation, packed=packed)
 
 
 def packed_linear(
