@@ -71,14 +71,14 @@ def in_turns(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[fl
     return times
 
 
-def table(names: Sequence[str], times: Sequence[Sequence[float]]) -> str:
-    """A line a package: quantiles in milliseconds, and how much faster than the first it is."""
+def table(names: Sequence[str], times: Sequence[Sequence[float]], what: str = "package") -> str:
+    """A line each: quantiles in milliseconds, and how much faster than the first it is."""
     lines = []
     beside = _quantiles(times[0])
     for name, found in zip(names, map(_quantiles, times), strict=True):
         faster = (f"{a / b:.3f}" for a, b in zip(beside, found, strict=True))
         lines.append([name, *(f"{value * 1e3:.2f}" for value in found), *faster])
-    headers = ["package", *(f"{name} (ms)" for name in QUANTILES), *(f"x {n}" for n in QUANTILES)]
+    headers = [what, *(f"{name} (ms)" for name in QUANTILES), *(f"x {n}" for n in QUANTILES)]
     alignment = ("left", *["right"] * 2 * len(QUANTILES))
     return tabulate(lines, headers, disable_numparse=True, colalign=alignment)
 

@@ -117,7 +117,7 @@ def _vit(name: str, resolution: int) -> nn.Module:
     return Single(config.instantiate(), lambda output: output.dense_features)
 
 
-def _transformers_vit(resolution: int) -> nn.Module:
+def _transformers_vit(resolution: int, attention: str = "sdpa") -> nn.Module:
     from transformers import ViTConfig, ViTModel
 
     depth, width, ffn, heads = SIZES["vit-s"]
@@ -127,6 +127,7 @@ def _transformers_vit(resolution: int) -> nn.Module:
         num_attention_heads=heads,
         intermediate_size=ffn,
         image_size=resolution,
+        attn_implementation=attention,
     )
     model = ViTModel(config, add_pooling_layer=False)
     return Single(model, lambda output: output.last_hidden_state)
@@ -135,4 +136,7 @@ def _transformers_vit(resolution: int) -> nn.Module:
 MODELS: dict[str, Callable[[int], nn.Module]] = {
     **{name: partial(_vit, name) for name in SIZES},
     "transformers-vit-s": _transformers_vit,
+    "written-attention": partial(_transformers_vit, attention="eager"),
 }
+COMPARED = ["vit-ti", "vit-s", "vit-b", "transformers-vit-s"]
+"""The models that a benchmark takes where none are named."""

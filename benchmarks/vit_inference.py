@@ -30,6 +30,7 @@ import torch
 
 from benchmarks import plots, results
 from benchmarks.cases import (
+    COMPARED,
     DTYPES,
     MODELS,
     PRECISIONS,
@@ -89,7 +90,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="vit_inference", description="Vision Transformers at inference, runtimes compared"
     )
     names = {
-        "models": (list(MODELS), [name for name in MODELS if name != "vit-l"]),
+        "models": (list(MODELS), COMPARED),
         "dtypes": (list(PRECISIONS), list(DTYPES)),
         "contestants": (list(CONTESTANTS), list(CONTESTANTS)),
     }

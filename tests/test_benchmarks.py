@@ -23,6 +23,7 @@ from benchmarks import (
     plots,
     register_rate,
     results,
+    revisions,
     startup,
     vit_inference,
 )
@@ -127,6 +128,16 @@ def test_a_slower_machine_is_no_regression():
     assert compare.compare(old, new, "max", 0.05)[1] == 0
 
 
+def test_noise_of_the_other_libraries_is_no_regression():
+    old = [row("eager", [0.85, 1.0, 1.02]), row("max", [0.69, 0.7, 0.71])]
+    new = [row("eager", [0.82, 0.85, 0.95]), row("max", [0.69, 0.7, 0.71])]
+    assert compare.compare(old, new, "max", 0.05)[1] == 0
+    old += [row("openvino", STEADY), row("max-package", STEADY), row("inductor", STEADY)]
+    new += [row("openvino", STEADY), row("max-package", [2.0] * 3)]
+    ((*_, change, _),), _ = compare.compare(old, new, "max", 0.05)
+    assert change == "+8.5%", "eager and openvino are in both: 1 / sqrt(0.85)"
+
+
 def test_comparison_of_files(tmp_path, capsys):
     for name, time in (("old", 0.5), ("new", 0.7)):
         rows = [row("eager", STEADY), row("max", [time] * 3)]
@@ -136,7 +147,7 @@ def test_comparison_of_files(tmp_path, capsys):
     assert "+40.0%" in capsys.readouterr().out
     assert compare.main([files[0], files[0]]) == 0
     assert compare.main([*files, "--contestant", "openvino"]) == 1
-    assert "no case of both files has eager and openvino" in capsys.readouterr().err
+    assert "no case of both files has openvino and another library" in capsys.readouterr().err
 
 
 def test_plots(tmp_path):
@@ -379,3 +390,15 @@ def test_wrong_arguments_are_one_line():
         assert done.returncode == 2
         assert argument[0] in done.stderr.splitlines()[-1]
     assert set(CONTESTANTS) == set(plots.COLOURS)
+
+
+@pytest.mark.skipif(environment.environment()["commit"] is None, reason="needs git and a clone")
+def test_revisions_by_turns(capsys):
+    case = ["--model", "vit-ti", "--batch", "1", "--rounds", "1", "--contestant"]
+    assert revisions.main(["HEAD", "HEAD", *case, "eager"]) == 0
+    head, _, *lines = capsys.readouterr().out.splitlines()
+    assert head.startswith("revision") and [line.split()[0] for line in lines] == ["HEAD"] * 2
+    assert revisions.main(["HEAD", *case, "no-such-contestant"]) == 1
+    assert "HEAD: the process ended with 1" in capsys.readouterr().err
+    assert revisions.main(["no-such-revision", *case, "eager"]) == 1
+    assert "no revision 'no-such-revision'" in capsys.readouterr().err

@@ -9,7 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import torch_max_backend
 from tests.tracing import trace
+from torch_max_backend.aot import exporting
 
 FOUND = torch.ops.torch_max_backend.softmax_attention.default
 BATCH, HEADS, LENGTH, WIDTH = 2, 3, 5, 8
@@ -79,6 +81,21 @@ def test_the_eager_answer_of_background_mode_is_the_same(function):
     gm = trace(lambda q, k, v: function(q + 0, k + 0, v + 0), *inputs)
     assert gm.graph.find_nodes(op="call_function", target=FOUND)
     torch.testing.assert_close(gm(*inputs)[0], function(*inputs))
+
+
+class InFloat32(torch.nn.Module):
+    def forward(self, q, k, v):
+        return in_float32(q, k, v)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_of_an_exported_model(dtype, monkeypatch, tmp_path):
+    """torch.export asserts the dtype of what ``.to`` is called on: another user of the softmax."""
+    compiled = []
+    monkeypatch.setattr(exporting, "compile_ahead", lambda gm, _: compiled.append(gm) or b"")
+    torch_max_backend.export(InFloat32().eval(), tuple(operands(dtype)), path=tmp_path / "a.max")
+    (gm,) = compiled
+    assert len(gm.graph.find_nodes(op="call_function", target=FOUND)) == 1
 
 
 def weights_returned(q, k, v):

@@ -12,10 +12,12 @@ from torch_max_backend.passes.nested_regions import inline_nested_regions
 from torch_max_backend.passes.patch_embedding import keep_patches_in_rows
 from torch_max_backend.passes.row_quantization import fuse_row_quantization
 from torch_max_backend.passes.signed_int_mm import sign_int_mm
+from torch_max_backend.passes.tensor_assertions import drop_tensor_assertions
 from torch_max_backend.passes.written_attention import fuse_written_attention
 
 PASSES: tuple[Callable[[GraphModule], None], ...] = (
     inline_nested_regions,
+    drop_tensor_assertions,
     fold_constants,
     fuse_written_attention,
     fuse_linear_gelu,
