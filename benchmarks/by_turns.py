@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,14 +61,19 @@ def largest_difference(one: Sequence[Any], other: Sequence[Any]) -> float:
 
 
 def in_turns(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
-    """Seconds of each call; the order of the turns is reversed from round to round."""
+    """Seconds of each call."""
     count = max(2, round(SECONDS_A_TURN / seconds(calls[0])))
     times: list[list[float]] = [[] for _ in calls]
-    for turn in range(rounds):
-        for place in range(len(calls))[:: -1 if turn % 2 else 1]:
-            calls[place]()  # its weights come into the cache
-            times[place] += [seconds(calls[place]) for _ in range(count)]
+    for place in turns(len(calls), rounds):
+        calls[place]()  # its weights come into the cache
+        times[place] += [seconds(calls[place]) for _ in range(count)]
     return times
+
+
+def turns(count: int, rounds: int) -> Iterator[int]:
+    """Whose turn it is; the order is reversed from round to round."""
+    for turn in range(rounds):
+        yield from range(count)[:: -1 if turn % 2 else 1]
 
 
 def table(names: Sequence[str], times: Sequence[Sequence[float]], what: str = "package") -> str:

@@ -34,6 +34,15 @@ def environment() -> dict[str, Any]:
     }
 
 
+def caches_below(folder: Path) -> dict[str, str]:
+    """The variables with which a process keeps its caches, all of them, in a folder."""
+    return {
+        "TORCH_MAX_BACKEND_CACHE_DIR": str(folder / "ours"),
+        "MODULAR_CACHE_DIR": str(folder / "max"),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+    }
+
+
 def _cpu_info() -> dict[str, str]:
     path = Path("/proc/cpuinfo")
     if not path.exists():

@@ -26,6 +26,7 @@ from typing import Any
 
 from benchmarks import by_turns
 from benchmarks.cases import DTYPES, MODELS
+from benchmarks.environment import caches_below
 from pretrained_models.comparison import positive_int, progress
 
 SECONDS_A_TURN = 1.0
@@ -41,9 +42,8 @@ class Revision:
         self.name = name
         environment = {
             **os.environ,
+            **caches_below(tree / "cache"),
             "PYTHONPATH": str(tree),
-            "TORCH_MAX_BACKEND_CACHE_DIR": str(tree / "cache" / "ours"),
-            "MODULAR_CACHE_DIR": str(tree / "cache" / "max"),
         }
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(CHILD), *arguments],  # -P: benchmarks/ is no import path
@@ -93,13 +93,12 @@ def write_tree(revision: str, folder: Path) -> None:
 
 
 def in_turns(revisions: Sequence[Revision], rounds: int) -> list[list[float]]:
-    """Seconds of each call; the order of the turns is reversed from round to round."""
+    """Seconds of each call."""
     times: list[list[float]] = [[] for _ in revisions]
     count = max(2, round(SECONDS_A_TURN / min(revisions[0].run(3))))
-    for turn in range(rounds):
-        for place in range(len(revisions))[:: -1 if turn % 2 else 1]:
-            time.sleep(SECONDS_BETWEEN_TURNS)
-            times[place] += revisions[place].run(count)
+    for place in by_turns.turns(len(revisions), rounds):
+        time.sleep(SECONDS_BETWEEN_TURNS)
+        times[place] += revisions[place].run(count)
     return times
 
 

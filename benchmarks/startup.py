@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from benchmarks.environment import caches_below
 from benchmarks.first_result import CONTESTANTS, FIRST, PHASES
 from pretrained_models.comparison import positive_int, progress
 
@@ -72,14 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """All caches below one folder."""
-    return {
-        **os.environ,
-        "TORCH_MAX_BACKEND_PROFILE": "1",
-        "TORCH_MAX_BACKEND_CACHE_DIR": str(folder / "ours"),
-        "MODULAR_CACHE_DIR": str(folder / "max"),
-        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
-    }
+    return {**os.environ, **caches_below(folder), "TORCH_MAX_BACKEND_PROFILE": "1"}
 
 
 if __name__ == "__main__":
