@@ -26,6 +26,7 @@ from benchmarks.timing import seconds
 from pretrained_models.comparison import positive_int, progress
 from torch_max_backend import load
 
+Call = Callable[[], Sequence[Any]]
 SECONDS_A_TURN = 0.15
 QUANTILES = {"fastest": 0, "tenth": 10, "quarter": 25, "median": 50}
 """Percent of calls that are faster. Noise only adds, so that the first ones are the steadiest."""
@@ -38,13 +39,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tolerance = "of results, beside the largest number; the default suits float32, 0.05 bfloat16"
     parser.add_argument("--tolerance", type=float, default=1e-4, help=tolerance)
     args = parser.parse_args(arguments)
-    models = [load(path) for path in args.packages]
+    names = [path.name for path in args.packages]
+    return compare(names, calls(args.packages), args.rounds, args.tolerance)
+
+
+def calls(packages: Sequence[Path]) -> list[Call]:
+    """Packages of one model, all on the same inputs."""
+    models = [load(path) for path in packages]
     inputs = models[0].example_inputs()
-    first, *others = [model.run(inputs) for model in models]
+    return [partial(model.run, inputs) for model in models]
+
+
+def compare(
+    names: Sequence[str],
+    calls: Sequence[Call],
+    rounds: int,
+    tolerance: float,
+    what: str = "package",
+) -> int:
+    """Prints the table; 1 where results differ by more than the tolerance."""
+    first, *others = [call() for call in calls]
     differences = [largest_difference(first, other) for other in others]
-    times = in_turns([partial(model.run, inputs) for model in models], args.rounds)
-    print(table([path.name for path in args.packages], times))
-    wrong = [d for d in differences if not d <= args.tolerance]  # NaN is wrong, too
+    print(table(names, in_turns(calls, rounds), what))
+    wrong = [d for d in differences if not d <= tolerance]  # NaN is wrong, too
     if wrong:
         progress(f"the results differ by {max(wrong):.1e} of the largest number")
     return 1 if wrong else 0

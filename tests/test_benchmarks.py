@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import torch_max_backend
 from benchmarks import (
@@ -17,6 +18,7 @@ from benchmarks import (
     cases,
     compare,
     environment,
+    epilogues,
     memory,
     packages,
     passes,
@@ -214,6 +216,36 @@ def test_passes_that_change_a_graph():
         trace(torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.GELU()), torch.randn(3, 8))
     assert fired == [fuse_linear_gelu]
     assert PASSES == torch_max_backend.passes.PASSES
+    found = dict(passes.without_each(PASSES, fired))
+    assert list(found) == ["fuse_linear_gelu"]
+    assert [*found["fuse_linear_gelu"]] == [rewrite for rewrite in PASSES if rewrite not in fired]
+
+
+def test_steps_of_a_layer_are_the_layer():
+    x, weight, bias, beside = (torch.randn(n) for n in ((4, 8), (6, 8), (6,), (4, 6)))
+    for steps, operands, expected in [
+        (epilogues.LAYERS["MLP up"], [bias], F.gelu(F.linear(x, weight, bias))),
+        (
+            epilogues.LAYERS["MLP down"],
+            [bias, bias, beside],
+            F.linear(x, weight, bias) * bias + beside,
+        ),
+    ]:
+        found = epilogues.followed(steps)(x, weight, *operands)
+        torch.testing.assert_close(found, expected)
+
+
+def test_table_of_epilogues():
+    times = {"call": 0.001}
+    for layer, steps in epilogues.LAYERS.items():
+        times[layer] = 0.011
+        for count, step in enumerate(steps, 1):
+            times[f"{layer}: {step.name}"] = 0.011 + count * 0.002
+            times[f"{layer}, {step.name} alone"] = 0.004
+    lines = epilogues.table(times).splitlines()
+    assert lines[2].split() == ["qkv", "projection", "product", "10.00"]
+    assert lines[3].split() == ["bias", "2.00", "3.00"]
+    assert lines[-1].split() == ["all", "of", "them", "18.00", "27.00"]
 
 
 def test_what_arithmetic_units_do_at_most():

@@ -7,7 +7,7 @@ for the first time or has changed; its results are further arguments of what is 
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,8 +20,11 @@ from torch_max_backend.passes.packed_weights import pack_weights
 
 log = logging.getLogger(__name__)
 
-
-_PASSES = (join_projections, pack_weights)
+PASSES: tuple[Callable[[GraphModule, Container[Node]], None], ...] = (
+    join_projections,
+    pack_weights,
+)
+"""What is done, in this order, given the nodes that depend on weights alone."""
 
 
 def freeze(gm: GraphModule, weights: Sequence[int]) -> FrozenPart | None:
@@ -34,7 +37,7 @@ def freeze(gm: GraphModule, weights: Sequence[int]) -> FrozenPart | None:
     """
     placeholders = gm.graph.find_nodes(op="placeholder")
     given = {placeholders[i] for i in weights if _is_static(placeholders[i])}
-    for rewrite in _PASSES:
+    for rewrite in PASSES:
         fixed = _fixed(gm, given)
         _move_up(gm, fixed)
         rewrite(gm, {node for node in fixed if fixed[node]})
