@@ -3,6 +3,8 @@
 import dataclasses
 import logging
 import pickle
+import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 
 from tests.test_warm_start import Model, Ran
 from torch_max_backend import UnsupportedOpsError, background, background_process
-from torch_max_backend.background import compile_in_a_process
+from torch_max_backend.background import processes
 from torch_max_backend.executable import CompiledGraph
 
 
@@ -47,7 +49,7 @@ def requests(monkeypatch):
         received.append(pickle.loads(pickle.dumps(request)))
         raise RuntimeError("no processes today")
 
-    monkeypatch.setattr(background, "compile_in_a_process", refuse)
+    monkeypatch.setattr(processes, "compile", refuse)
     return received
 
 
@@ -78,7 +80,7 @@ def test_the_other_process_leaves_what_a_trace_here_would(mode, stored, requests
     with MODES[mode]():
         in_background(model)(x)
     assert not stored()
-    background_process.compile_request(requests[0])
+    background_process.trace_request(requests[0])
     assert stored() == here
 
 
@@ -114,14 +116,89 @@ def test_an_operator_without_a_lowering_is_told_at_the_next_call(requests):
 def test_a_graph_that_changes_its_arguments_is_for_the_caller_s_process(requests):
     in_background(lambda x: x.add_(1))(torch.randn(3))
     with pytest.raises(RuntimeError, match="changes its arguments or returns views"):
-        background_process.compile_request(requests[0])
+        background_process.trace_request(requests[0])
 
 
-def test_a_process_that_gives_up_says_why(requests):
+def test_requests_that_wait_are_compiled_as_one_program(requests, stored, monkeypatch):
+    functions = [torch.sin, lambda x: torch.linalg.eigvalsh(x), torch.cos, lambda x: x.add_(1)]
+    for function in functions:
+        in_background(function)(torch.eye(3))
+    compiles = []
+    monkeypatch.setattr(
+        background_process, "compile_waiting", lambda: compiles.append(len(stored()))
+    )
+    errors = background_process.compile_requests(requests)
+    assert compiles == [2], "once, when all are traced"
+    assert "linalg_eig" in errors[1] and "changes its arguments" in errors[3]
+    assert errors[0] is None and errors[2] is None
+
+    def refuse():
+        raise RuntimeError("MAX refuses\none of them")
+
+    monkeypatch.setattr(background_process, "compile_waiting", refuse)
+    monkeypatch.setattr(background_process.warm_start, "knows", lambda key: key == requests[0].key)
+    errors = background_process.compile_requests(requests)
+    assert errors[0] is None, "the cache has it"
+    assert errors[2] == "RuntimeError: MAX refuses one of them"
+
+
+class Processes:
+    """Processes that start and answer when they are told to."""
+
+    def __init__(self, monkeypatch):
+        self.taken, self.go, self.started = [], threading.Semaphore(0), threading.Semaphore(0)
+        monkeypatch.setattr(background, "_started", self.start)
+        monkeypatch.setattr(background, "_answers", self.answer)
+
+    def start(self):
+        self.started.release()
+        self.go.acquire()
+
+    def answer(self, process, taken):
+        self.taken.append(sorted(waiting.request for waiting in taken))
+        return ["no" if waiting.request == "b" else None for waiting in taken]
+
+
+def test_a_process_takes_what_waits_when_it_has_started(monkeypatch):
+    fakes, found = Processes(monkeypatch), {}
+    waiting = background._Processes()
+
+    def ask(request):
+        try:
+            found[request] = waiting.compile(request)
+        except RuntimeError as error:
+            found[request] = str(error)
+
+    def asked(requests):
+        threads = [threading.Thread(target=ask, args=(request,)) for request in requests]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    first = asked("a")
+    fakes.started.acquire()
+    first += asked("bc")
+    while len(waiting._waiting) < 3:
+        time.sleep(0.001)
+    fakes.go.release()
+    for thread in first:
+        thread.join()
+    assert fakes.taken == [["a", "b", "c"]]
+    assert found == {"a": None, "b": "no", "c": None}
+    fakes.go.release()
+    for thread in asked("d"):
+        thread.join()
+    assert fakes.taken[1:] == [["d"]]
+
+
+def test_a_process_that_gives_up_says_why(requests, monkeypatch):
     in_background(torch.sin)(torch.randn(3))
     (request,) = requests
     with pytest.raises(RuntimeError, match="RuntimeError: the graph has another key"):
-        compile_in_a_process(dataclasses.replace(request, key="0" * 64))
+        background._Processes().compile(dataclasses.replace(request, key="0" * 64))
+    monkeypatch.setattr(background.pickle, "dumps", lambda requests: b"nothing to read")
+    with pytest.raises(RuntimeError, match="UnpicklingError"):
+        background._Processes().compile(request)
 
 
 PAIR = torch.randn(2, 3)

@@ -33,9 +33,7 @@ def executable():
 
 
 def stored(folder):
-    return sorted(
-        path for path in folder.rglob("*") if path.is_file() and "graphs" not in str(path)
-    )
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def path_of(folder, key=KEY):
@@ -45,28 +43,43 @@ def path_of(folder, key=KEY):
 
 def test_what_is_stored_comes_back(executable):
     assert cache.load(KEY) is None
-    cache.store(KEY, executable, [1, 0], ["graph1", "graph0"])
-    entry = cache.load(KEY)
-    assert entry == cache.Entry(executable, (1, 0))
+    cache.store(KEY, executable, ["graph1", "graph0"])
+    assert cache.load(KEY) == executable
     assert cache.load(OTHER) is None
 
 
 def test_a_second_store_replaces_the_first(executable):
-    cache.store(KEY, executable, [0], [])
-    cache.store(KEY, executable[::-1], [0], [])
-    assert cache.load(KEY).executable == executable[::-1]
+    cache.store(KEY, executable, [])
+    cache.store(KEY, executable[::-1], [])
+    assert cache.load(KEY) == executable[::-1]
 
 
 def test_an_executable_may_be_empty_or_hold_newlines():
     for data in (b"", b"\n", b"\n\n{}", b"{}\n"):
-        cache.store(KEY, data, [0], [])
-        assert cache.load(KEY).executable == data
+        cache.store(KEY, data, [])
+        assert cache.load(KEY) == data
 
 
-def test_graphs_are_known_once_stored(executable):
-    assert not cache.knows("graph0")
-    cache.store(KEY, executable, [0], ["graph0"])
-    assert cache.knows("graph0") and not cache.knows("graph1")
+def test_graphs_have_a_place_once_stored(folder, executable):
+    assert cache.place("graph0") is None
+    cache.store(KEY, executable, ["graph0", "graph1"])
+    assert cache.place("graph0") == cache.Place(KEY, 0)
+    assert cache.place("graph1") == cache.Place(KEY, 1)
+    assert cache.place("graph2") is None
+    cache.store(OTHER, executable, ["graph1"])
+    assert cache.place("graph1") == cache.Place(OTHER, 0), "the newest"
+    path_of(folder, OTHER).unlink()
+    assert cache.place("graph1") is None, "its program is gone"
+
+
+@pytest.mark.parametrize("place", range(0, 200, 7))
+def test_a_damaged_place_is_a_miss(folder, executable, place):
+    """Another position would give another graph's results."""
+    cache.store(KEY, executable, ["graph0", "graph1"])
+    path = path_of(folder, "graph1")
+    path.write_bytes(flipped(path.read_bytes(), place))
+    assert cache.place("graph1") is None
+    assert not path.exists()
 
 
 def test_a_graph_known_in_another_environment_is_lowered_now(executable, monkeypatch):
@@ -75,7 +88,7 @@ def test_a_graph_known_in_another_environment_is_lowered_now(executable, monkeyp
         compilation.Program, "_build", lambda self, graph: lowered.append(graph.key)
     )
     graph = compilation._Pending("inference0", GraphModule({}, Graph()), "graph0", MaxOptions())
-    cache.store(KEY, executable, [0], [environment.program_key(["graph0"])])
+    cache.store(KEY, executable, [environment.program_key(["graph0"])])
     compilation.Program().add(graph)
     assert not lowered
     monkeypatch.setattr(environment, "environment", lambda: ("another release",))
@@ -83,8 +96,39 @@ def test_a_graph_known_in_another_environment_is_lowered_now(executable, monkeyp
     assert lowered == ["graph0"]
 
 
+def test_graphs_are_found_wherever_they_were_compiled(executable, monkeypatch):
+    """In another order, with others, and by several programs."""
+    keys = {letter: environment.program_key([letter]) for letter in "abcd"}
+    cache.store(KEY, b"first", [keys["a"], keys["b"]])
+    cache.store(OTHER, b"second", [keys["c"]])
+    monkeypatch.setattr(
+        compilation, "load_models", lambda data: [(data, position) for position in range(2)]
+    )
+    monkeypatch.setattr(compilation, "_compile_module", lambda *args: compiles.append(args[1]))
+    monkeypatch.setattr(compilation, "build_graph", lambda *args: (None, None))
+    for letters, places in {
+        "ba": [(b"first", 1), (b"first", 0)],
+        "cb": [(b"second", 0), (b"first", 1)],
+        "cd": None,  # one is not there
+    }.items():
+        program, compiles = compilation.Program(), []
+        graphs = [
+            compilation._Pending(letter, GraphModule({}, Graph()), letter, MaxOptions())
+            for letter in letters
+        ]
+        for graph in graphs:
+            program.add(graph)
+        if places is None:
+            program._ensure_compiled()
+            assert compiles == [graphs[1:]]
+            assert graphs[0].model == (b"second", 0)
+        else:
+            assert [program.model(graph) for graph in graphs] == places
+            assert not compiles
+
+
 def test_the_folder_is_the_one_of_the_flag(folder, executable, monkeypatch, tmp_path):
-    cache.store(KEY, executable, [0], [])
+    cache.store(KEY, executable, [])
     assert len(stored(folder)) == 1
     monkeypatch.setenv("TORCH_MAX_BACKEND_CACHE_DIR", str(tmp_path / "second"))
     assert cache.directory() == tmp_path / "second"
@@ -96,19 +140,19 @@ def test_the_folder_is_the_one_of_the_flag(folder, executable, monkeypatch, tmp_
 
 def test_clear(folder, executable):
     for key in (KEY, OTHER):
-        cache.store(key, executable, [0], [f"graph of {key}"])
+        cache.store(key, executable, [f"graph of {key}"])
     assert cache.clear() == 2
     assert cache.load(KEY) is None
-    assert not cache.knows(f"graph of {KEY}")
+    assert cache.place(f"graph of {KEY}") is None
     assert [path for path in folder.rglob("*") if path.is_file()] == []
 
 
 def test_a_call_comes_back_beside_the_executable_of_its_key(executable):
     call = {"executable": OTHER, "outputs": [{"kind": "tensor", "offset": 0.5}, None]}
-    cache.store(KEY, executable, [0], [])
+    cache.store(KEY, executable, [])
     cache.store_call(KEY, call)
     assert cache.load_call(KEY) == call
-    assert cache.load(KEY).executable == executable
+    assert cache.load(KEY) == executable
     assert cache.load_call(OTHER) is None
     count, size = cache.usage()
     assert count == 1 and size > len(executable) + 100
@@ -131,7 +175,7 @@ def test_calls_make_room_too(monkeypatch, folder):
     cache.store_call(KEY, {"of": "an executable that was removed"})
     os.utime(path_of(folder), (1, 1))
     monkeypatch.setenv("TORCH_MAX_BACKEND_CACHE_SIZE", "100")
-    cache.store(OTHER, bytes(500), [0], [])
+    cache.store(OTHER, bytes(500), [])
     assert cache.load_call(KEY) is None
     assert cache.load(OTHER) is not None
 
@@ -168,9 +212,6 @@ DAMAGE = {
     "another key": lambda data: rewritten(data, key=OTHER),
     "another format": lambda data: rewritten(data, format=99),
     "no checksum": lambda data: rewritten(data, sha256=None),
-    "no order": lambda data: rewritten(data, order=None),
-    "another order": lambda data: rewritten(data, order=[0, 1]),
-    "order is a number": lambda data: rewritten(data, order=3),
     "head is a list": lambda data: b"[]\n" + data,
     "head is a number": lambda data: b"7\n" + data,
     "head is no text": lambda data: b"\xff\xfe\n" + data,
@@ -181,36 +222,36 @@ DAMAGE = {
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_entry_is_a_miss_and_goes(folder, executable, caplog, kind):
     """MAX crashes the process on an altered executable: it must not see a byte of one."""
-    cache.store(KEY, executable, [1, 0], [])
+    cache.store(KEY, executable, [])
     path = path_of(folder)
     path.write_bytes(DAMAGE[kind](path.read_bytes()))
     with caplog.at_level(logging.WARNING):
         assert cache.load(KEY) is None
     assert str(path) in caplog.text, "it is said"
     assert not path.exists()
-    cache.store(KEY, executable, [1, 0], [])
-    assert cache.load(KEY) == cache.Entry(executable, (1, 0))
+    cache.store(KEY, executable, [])
+    assert cache.load(KEY) == executable
 
 
 def test_a_folder_in_the_place_of_an_entry(folder, executable):
-    cache.store(KEY, executable, [0], [])
+    cache.store(KEY, executable, [])
     path = path_of(folder)
     path.unlink()
     path.mkdir()
     (path / "something").touch()
-    cache.store(KEY, executable, [0], [])  # cannot be written, and does not raise
+    cache.store(KEY, executable, [])  # cannot be written, and does not raise
     assert cache.load(KEY) is None
-    cache.store(KEY, executable, [0], [])
-    assert cache.load(KEY) == cache.Entry(executable, (0,))
+    cache.store(KEY, executable, [])
+    assert cache.load(KEY) == executable
 
 
 def test_a_file_in_the_place_of_the_folder(folder, executable, caplog):
     folder.write_text("no folder")
     with caplog.at_level(logging.WARNING):
-        cache.store(KEY, executable, [0], ["graph0"])
+        cache.store(KEY, executable, ["graph0"])
     assert "cannot write the compile cache" in caplog.text
     assert cache.load(KEY) is None
-    assert not cache.knows("graph0")
+    assert cache.place("graph0") is None
     assert cache.clear() == 0
 
 
@@ -221,7 +262,7 @@ def test_a_folder_without_write_permission_costs_time_alone(folder, executable, 
         if os.access(folder, os.W_OK):  # root writes anywhere
             pytest.skip("this user may write to a read-only folder")
         with caplog.at_level(logging.WARNING):
-            cache.store(KEY, executable, [0], [])
+            cache.store(KEY, executable, [])
     finally:
         folder.chmod(0o700)
     assert "cannot write the compile cache" in caplog.text
@@ -237,11 +278,11 @@ def test_a_full_disk_leaves_nothing_behind(folder, executable, caplog, monkeypat
 
     with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
         patched.setattr(*where, fail)
-        cache.store(KEY, executable, [0], ["graph0"])
+        cache.store(KEY, executable, ["graph0"])
     assert "No space left on device" in caplog.text
     assert stored(folder) == []
     assert cache.load(KEY) is None
-    assert not cache.knows("graph0"), "a graph is known only when an entry holds it"
+    assert cache.place("graph0") is None, "a graph is known only when an entry holds it"
 
 
 def test_an_interrupt_leaves_no_temporary_file(folder, executable, monkeypatch):
@@ -251,7 +292,7 @@ def test_an_interrupt_leaves_no_temporary_file(folder, executable, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            cache.store(KEY, executable, [0], [])
+            cache.store(KEY, executable, [])
     assert stored(folder) == []
 
 
@@ -266,7 +307,7 @@ def test_the_entry_appears_at_once_or_not(folder, executable, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", spy)
-    cache.store(KEY, executable, [0], [])
+    cache.store(KEY, executable, [])
     assert seen == [(False, path_of(folder).stat().st_size)]
 
 
@@ -277,7 +318,7 @@ def fill(count, size, monkeypatch, limit):
     keys = [f"{i:02x}" + "f" * 62 for i in range(count)]
     monkeypatch.setenv("TORCH_MAX_BACKEND_CACHE_SIZE", str(limit))
     for i, key in enumerate(keys):
-        cache.store(key, os.urandom(size), [0], [])
+        cache.store(key, os.urandom(size), [])
         past = time.time() - 1000 + i
         os.utime(path_of(cache.directory(), key), (past, past))
     return keys
@@ -286,7 +327,7 @@ def fill(count, size, monkeypatch, limit):
 def test_the_oldest_goes_first(monkeypatch):
     keys = fill(4, 1000, monkeypatch, 1 << 20)
     monkeypatch.setenv("TORCH_MAX_BACKEND_CACHE_SIZE", "3600")  # an entry is 1000 and its head
-    cache.store(OTHER, os.urandom(1000), [0], [])
+    cache.store(OTHER, os.urandom(1000), [])
     kept = [cache.load(key) is not None for key in [*keys, OTHER]]
     assert kept == [False, False, True, True, True]
 
@@ -295,7 +336,7 @@ def test_a_read_makes_an_entry_young(monkeypatch):
     keys = fill(4, 1000, monkeypatch, 1 << 20)
     assert cache.load(keys[0]) is not None
     monkeypatch.setenv("TORCH_MAX_BACKEND_CACHE_SIZE", "3600")
-    cache.store(OTHER, os.urandom(1000), [0], [])
+    cache.store(OTHER, os.urandom(1000), [])
     kept = [cache.load(key) is not None for key in [*keys, OTHER]]
     assert kept == [True, False, False, True, True]
 
@@ -303,8 +344,9 @@ def test_a_read_makes_an_entry_young(monkeypatch):
 def test_the_newest_stays_however_large(monkeypatch):
     keys = fill(2, 1000, monkeypatch, 1 << 20)
     monkeypatch.setenv("TORCH_MAX_BACKEND_CACHE_SIZE", "10")
-    cache.store(OTHER, os.urandom(9000), [0], [])
+    cache.store(OTHER, os.urandom(9000), ["graph0", "graph1"])
     assert [cache.load(key) is not None for key in [*keys, OTHER]] == [False, False, True]
+    assert cache.place("graph0") == cache.Place(OTHER, 0)
 
 
 def test_below_the_limit_nothing_goes(monkeypatch):
@@ -323,7 +365,7 @@ def test_entries_that_vanish_meanwhile_do_no_harm(monkeypatch, executable):
         remove(path)
 
     monkeypatch.setattr(cache, "_remove", twice)
-    cache.store(OTHER, executable, [0], [])
+    cache.store(OTHER, executable, [])
     assert cache.load(OTHER) is not None
     assert all(cache.load(key) is None for key in keys)
 
@@ -338,13 +380,13 @@ def test_threads_that_write_and_read_one_key():
 
     def write(data):
         for _ in range(15):
-            cache.store(KEY, data, [data[0]], ["graph"])
+            cache.store(KEY, data, ["graph"])
 
     def read():
         for _ in range(60):
-            entry = cache.load(KEY)
-            if entry is not None and entry.executable != bytes(entry.order) * 200_000:
-                wrong.append(entry.order)
+            found = cache.load(KEY)
+            if found is not None and found != found[:1] * 200_000:
+                wrong.append(set(found))
 
     threads = [threading.Thread(target=write, args=(data,)) for data in executables]
     threads += [threading.Thread(target=read) for _ in range(2)]
@@ -353,7 +395,7 @@ def test_threads_that_write_and_read_one_key():
     for thread in threads:
         thread.join()
     assert not wrong
-    assert cache.load(KEY).executable in executables
+    assert cache.load(KEY) in executables
     assert list(cache.directory().rglob("*.tmp")) == []
 
 
@@ -361,13 +403,13 @@ def test_processes_that_write_one_key(folder):
     script = (
         "import sys; from torch_max_backend import cache\n"
         "for _ in range(40):\n"
-        "    cache.store(sys.argv[1], sys.argv[2].encode() * 50_000, [0], [])\n"
-        "    entry = cache.load(sys.argv[1])\n"
-        "    assert entry is not None and len(set(entry.executable)) == 1, 'torn'\n"
+        "    cache.store(sys.argv[1], sys.argv[2].encode() * 50_000, [])\n"
+        "    found = cache.load(sys.argv[1])\n"
+        "    assert found is not None and len(set(found)) == 1, 'torn'\n"
     )
     children = [
         subprocess.Popen([sys.executable, "-c", script, KEY, letter], cwd=ROOT) for letter in "xyz"
     ]
     assert [child.wait() for child in children] == [0, 0, 0]
-    assert set(cache.load(KEY).executable) <= set(b"xyz")
+    assert set(cache.load(KEY)) <= set(b"xyz")
     assert len(stored(folder)) == 1, "no temporary files"

@@ -2,12 +2,15 @@
 
 Neither the trace nor MAX's compiler then takes this process's time: calls are answered by Dynamo's
 graph, in eager PyTorch, until the cache has the executable. That process is what a second start of
-the program would be; where it does not get there, the graph is traced and compiled here.
+the program would be; where it does not get there, the graph is traced and compiled here. Graphs
+that wait when a process is ready to take them, as those between the graph breaks of a model, are
+compiled there as one program: MAX's compiler takes little longer for several than for one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import pickle
@@ -29,7 +32,6 @@ from torch_max_backend.options import MaxOptions
 
 log = logging.getLogger(__name__)
 
-_one_process = Lock()
 _AUTOCAST = ("cpu", "cuda", "mps")
 
 
@@ -145,8 +147,7 @@ class BackgroundCall:
     def _work(self) -> None:
         start = time.perf_counter()
         try:
-            with _one_process:
-                self._compile_there()
+            self._compile_there()
             run = warm_start.find(self._key)
             if run is None:
                 raise RuntimeError("the compile cache does not have it")
@@ -161,7 +162,8 @@ class BackgroundCall:
     def _compile_there(self) -> None:
         assert self._gm is not None
         graph = imported("torch_max_backend.graph_pickle").save_dynamo_graph(self._gm)
-        compile_in_a_process(Request(graph, self._inputs, self._options, self._settings, self._key))
+        request = Request(graph, self._inputs, self._options, self._settings, self._key)
+        processes.compile(request)
 
     def _compile_here(self) -> None:
         with self._lock:
@@ -179,19 +181,66 @@ class BackgroundCall:
         del self._trace
 
 
-def compile_in_a_process(request: Request) -> None:
-    """Returns when the compile cache has what was asked for.
+class _Waiting:
+    """A request, and why it was not met."""
 
-    Raises:
-        RuntimeError: why it has not.
-    """
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.taken = False
+        self.error: str | None = None
+
+
+class _Processes:
+    """One process after the other, each for the requests that wait when it has started."""
+
+    def __init__(self) -> None:
+        self._waiting: list[_Waiting] = []
+        self._one_at_a_time = Lock()
+
+    def compile(self, request: Request) -> None:
+        """Returns when the compile cache has what was asked for.
+
+        Raises:
+            RuntimeError: why it has not.
+        """
+        mine = _Waiting(request)
+        self._waiting.append(mine)
+        with self._one_at_a_time:
+            if not mine.taken:  # by the process of another thread
+                self._compile_waiting()
+        if mine.error is not None:
+            raise RuntimeError(mine.error)
+
+    def _compile_waiting(self) -> None:
+        process = _started()
+        taken = []
+        while self._waiting:  # others may append meanwhile
+            taken.append(self._waiting.pop(0))
+        for waiting, error in zip(taken, _answers(process, taken), strict=True):
+            waiting.taken, waiting.error = True, error
+
+
+processes = _Processes()
+
+
+def _started() -> subprocess.Popen[bytes]:
+    """A process that has imported what it needs, or has ended."""
     command = [sys.executable, "-P", "-m", "torch_max_backend.background_process"]
-    done = subprocess.run(
-        command, input=pickle.dumps(request), capture_output=True, env=_environment()
-    )
-    if done.returncode != 0:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise RuntimeError(lines[-1] if lines else f"it ended with {done.returncode}")
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, env=_environment(), stdin=pipe, stdout=pipe, stderr=pipe)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def _answers(process: subprocess.Popen[bytes], taken: Sequence[_Waiting]) -> list[str | None]:
+    """For each request why it was not met, or None."""
+    requests = pickle.dumps([waiting.request for waiting in taken])
+    answers, said = process.communicate(requests)
+    if process.returncode == 0:
+        return list(json.loads(answers))
+    lines = said.decode(errors="replace").strip().splitlines()
+    return [lines[-1] if lines else f"it ended with {process.returncode}"] * len(taken)
 
 
 def _environment() -> dict[str, str]:

@@ -1,13 +1,17 @@
-"""The process that compiles in the background: ``python -m``, a Request on its standard input.
+"""The process that compiles in the background: ``python -m``.
 
-It leaves the executable, and how it is called, in the compile cache. What keeps it from that is the
-last line of its standard error, and its exit status 1.
+It writes a line when it has started, and reads a list of Requests from its standard input. It
+leaves the executables, and how they are called, in the compile cache. Then it writes a JSON list:
+for each request what kept it from that, or null.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -15,7 +19,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from torch_max_backend import cache
+from torch_max_backend import cache, warm_start
 from torch_max_backend.background import Input, Request, TorchSettings
 from torch_max_backend.compilation import compile_waiting
 from torch_max_backend.dynamo_key import dynamo_key
@@ -23,8 +27,18 @@ from torch_max_backend.graph_pickle import fake_inputs, load_dynamo_graph
 from torch_max_backend.pipeline import compile_program
 
 
-def compile_request(request: Request) -> None:
-    """Fills the compile cache.
+def compile_requests(requests: Sequence[Request]) -> list[str | None]:
+    """Fills the compile cache, all graphs as one program; for each request why it was not met."""
+    errors = [_error_of(trace_request, request) for request in requests]
+    refused = _error_of(compile_waiting)
+    return [
+        error if error or warm_start.knows(request.key) else refused
+        for request, error in zip(requests, errors, strict=True)
+    ]
+
+
+def trace_request(request: Request) -> None:
+    """Has the graph wait for MAX's compiler.
 
     Raises:
         RuntimeError: the request means something else here, or the graph must be traced where it
@@ -40,11 +54,10 @@ def compile_request(request: Request) -> None:
             raise RuntimeError("the graph has another key in a process of its own")
         with tracing(TracingContext(fake_mode)):
             compile_program(gm, fakes, request.options, dynamo_key=request.key)
-        if cache.load_call(request.key) is None:
-            raise RuntimeError(
-                "the graph changes its arguments or returns views, or the cache cannot be written"
-            )
-        compile_waiting()
+    if cache.load_call(request.key) is None:
+        raise RuntimeError(
+            "the graph changes its arguments or returns views, or the cache cannot be written"
+        )
 
 
 def _apply(settings: TorchSettings, modes: ExitStack) -> None:
@@ -68,15 +81,23 @@ def _like(fake: torch.Tensor, told: Input) -> torch.Tensor:
         return value.requires_grad_(told.requires_grad)
 
 
-def main() -> int:
-    request = pickle.load(sys.stdin.buffer)
+def _error_of(function: Callable[..., object], *args: object) -> str | None:
+    """What a call raises, in a line."""
     try:
-        compile_request(request)
+        function(*args)
     except Exception as error:
-        print(f"{type(error).__name__}: {error}".replace("\n", " "), file=sys.stderr)
-        return 1
-    return 0
+        return f"{type(error).__name__}: {error}".replace("\n", " ")
+    return None
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
+    print("ready", file=answers, flush=True)
+    requests = pickle.load(sys.stdin.buffer)
+    json.dump(compile_requests(requests), answers)
+    answers.close()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,9 +1,10 @@
 """The disk cache of MAX executables.
 
-One file per program: a line of JSON (key, order of the graphs, checksum), then the executable. And
-one of JSON alone per graph of Dynamo's whose executable can be called without tracing it. Files
-are written beside and renamed; a file that is short, altered or unreadable is a miss and is
-removed (MAX crashes on altered executables, so the checksum is compared before MAX sees a byte).
+One file per program: a line of JSON (key, checksum), then the executable. And one of JSON alone per
+graph, which says what program it was compiled in, and per graph of Dynamo's whose executable can be
+called without tracing it. Files are written beside and renamed; a file that is short, altered or
+unreadable is a miss and is removed (MAX crashes on altered executables, so the checksum is compared
+before MAX sees a byte).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,17 @@ from torch_max_backend.replacing import replacing
 
 log = logging.getLogger(__name__)
 _SUFFIX = ".max"
+_PLACE_SUFFIX = ".graph"
 _CALL_SUFFIX = ".call"
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
-class Entry:
-    """An executable and the position in it of each graph of the program."""
+class Place:
+    """Where a graph's executable is: the key of a program and the position among its graphs."""
 
-    executable: bytes
-    order: tuple[int, ...]
+    program: str
+    position: int
 
 
 def directory() -> Path:
@@ -48,10 +50,19 @@ def _path(key: str, suffix: str) -> Path:
     return directory() / key[:2] / (key + suffix)
 
 
-def load(key: str) -> Entry | None:
-    """The entry of a key, or None; a damaged one is removed and counts as a miss."""
+def load(key: str) -> bytes | None:
+    """The executable of a program, or None; a damaged one is removed and counts as a miss."""
     found = _read(key, _SUFFIX)
-    return found and Entry(found[1], tuple(found[0]["order"]))
+    return None if found is None else found[1]
+
+
+def place(graph: str) -> Place | None:
+    """What a graph was compiled in, alone or with others; None where that is gone."""
+    found = _read(graph, _PLACE_SUFFIX)
+    if found is None:
+        return None
+    known = Place(found[0]["program"], found[0]["position"])
+    return known if _path(known.program, _SUFFIX).exists() else None
 
 
 def load_call(key: str) -> dict[str, Any] | None:
@@ -86,18 +97,17 @@ def _read(key: str, suffix: str) -> tuple[dict[str, Any], bytes] | None:
     return meta, executable
 
 
-def store(key: str, executable: bytes, order: Sequence[int], graphs: Sequence[str]) -> None:
-    """Writes an entry and marks its graphs as known to compile.
+def store(key: str, executable: bytes, graphs: Sequence[str]) -> None:
+    """Writes a program's executable and, for each of its graphs in their order, its place.
 
     A cache that cannot be written costs time, not results: it is logged and passed over.
     """
     with _failures_logged():
-        _write(key, _SUFFIX, {"order": list(order)}, executable)
-        for graph in graphs:
-            marker = _marker(graph)
-            marker.parent.mkdir(parents=True, exist_ok=True)
-            marker.touch()
-        _shrink(flags.cache_size_limit())
+        written = {_write(key, _SUFFIX, {}, executable)}
+        for position, graph in enumerate(graphs):
+            place = {"program": key, "position": position}
+            written.add(_write(graph, _PLACE_SUFFIX, place, b""))
+        _shrink(flags.cache_size_limit(), written)
 
 
 def store_call(key: str, call: Mapping[str, Any]) -> None:
@@ -106,13 +116,14 @@ def store_call(key: str, call: Mapping[str, Any]) -> None:
         _write(key, _CALL_SUFFIX, {"call": call}, b"")
 
 
-def _write(key: str, suffix: str, meta: Mapping[str, Any], executable: bytes) -> None:
+def _write(key: str, suffix: str, meta: Mapping[str, Any], executable: bytes) -> Path:
     head = {"format": _FORMAT, "key": key, **meta}
     head["sha256"] = _checksum(head, executable)
     path = _path(key, suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as new:
         new.write_bytes(json.dumps(head).encode() + b"\n" + executable)
+    return path
 
 
 @contextlib.contextmanager
@@ -123,11 +134,6 @@ def _failures_logged() -> Iterator[None]:
         log.warning("cannot write the compile cache in %s: %s", directory(), error)
 
 
-def knows(graph: str) -> bool:
-    """Whether a graph of that marker was compiled before, alone or in any program."""
-    return _marker(graph).exists()
-
-
 def usage() -> tuple[int, int]:
     """How many executables there are, and the bytes of all entries."""
     return len(_paths(_SUFFIX)), sum(path.stat().st_size for path in _entries())
@@ -136,13 +142,13 @@ def usage() -> tuple[int, int]:
 def clear() -> int:
     """Removes every entry; returns how many executables there were."""
     executables = _paths(_SUFFIX)
-    for path in [*_entries(), *directory().glob("graphs/*")]:
+    for path in _entries():
         _remove(path)
     return len(executables)
 
 
 def _entries() -> list[Path]:
-    return [*_paths(_SUFFIX), *_paths(_CALL_SUFFIX)]
+    return [path for suffix in (_SUFFIX, _PLACE_SUFFIX, _CALL_SUFFIX) for path in _paths(suffix)]
 
 
 def _paths(suffix: str) -> list[Path]:
@@ -150,18 +156,14 @@ def _paths(suffix: str) -> list[Path]:
 
 
 def _checksum(head: Mapping[str, Any], executable: bytes) -> str:
-    """Of the head too: another order of the graphs would swap their results."""
+    """Of the head too: another position would give another graph's results."""
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     digest.update(executable)
     return digest.hexdigest()
 
 
-def _marker(graph: str) -> Path:
-    return directory() / "graphs" / graph
-
-
-def _shrink(limit: int) -> None:
-    """Removes the least recently used entries until the cache fits; never the newest."""
+def _shrink(limit: int, kept: Container[Path]) -> None:
+    """Removes the least recently used entries until the cache fits; never those just written."""
     found = []
     for path in _entries():
         with contextlib.suppress(OSError):
@@ -169,11 +171,12 @@ def _shrink(limit: int) -> None:
             found.append((status.st_mtime, status.st_size, path))
     found.sort()
     total = sum(size for _, size, _ in found)
-    for _, size, path in found[:-1]:
+    for _, size, path in found:
         if total <= limit:
             break
-        _remove(path)
-        total -= size
+        if path not in kept:
+            _remove(path)
+            total -= size
 
 
 def _remove(path: Path) -> None:

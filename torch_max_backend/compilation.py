@@ -128,7 +128,7 @@ class Program:
             if self._sealed:
                 return False
             self._use_cache = self._use_cache and graph.options.cache
-            known = graph.options.cache and cache.knows(graph.marker)
+            known = graph.options.cache and cache.place(graph.marker) is not None
             if not known and graph.options.compile != "background":
                 self._build(graph)
             self.graphs.append(graph)
@@ -201,24 +201,18 @@ class Program:
             self._done.set()
 
     def _compile(self) -> None:
-        key = program_key([graph.key for graph in self.graphs])
-        if self._use_cache and self._load_cached(key):
+        if self._use_cache:
+            self._load_cached()
+        if all(graph.model is not None for graph in self.graphs):
             return
         self._build_missing()
-        if not self._built:
-            return
-        executable = _compile_module(self._module, self._built)
-        if executable is None:
-            _bisect(self._built)
-            return
-        if self._use_cache and len(self._built) == len(self.graphs):
-            order = [self.graphs.index(graph) for graph in self._built]
-            cache.store(key, executable, order, [graph.marker for graph in self.graphs])
+        if self._built:
+            _compile_module(self._module, self._built, self._use_cache)
 
     def _build_missing(self) -> None:
         """Lowers what was not; a graph that cannot be lowered keeps its error."""
         for graph in self.graphs:
-            if graph in self._built or graph.error is not None:
+            if graph in self._built or graph.model is not None or graph.error is not None:
                 continue
             try:
                 self._build(graph)
@@ -226,27 +220,31 @@ class Program:
                 graph.error = error
                 self._build_missing()  # those built before are lost with it
 
-    def _load_cached(self, key: str) -> bool:
+    def _load_cached(self) -> None:
+        """Loads the graphs that the cache has, compiled in this program or in others."""
         name = self.graphs[0].name
         with profiling.phase(name, "cache"):
-            entry = cache.load(key)
-        if entry is None:
-            return False
-        try:
-            with profiling.phase(name, "load"):
-                models = load_models(entry.executable)
-        except Exception as error:  # whole, and yet MAX does not take it: compile anew
-            log.warning("MAX cannot load the cached executable of %s: %s", name, error)
-            return False
-        for position, model in zip(entry.order, models, strict=True):
-            graph = self.graphs[position]
-            graph.model = model
+            places = [(graph, cache.place(graph.marker)) for graph in self.graphs]
+            programs = {place.program: cache.load(place.program) for _, place in places if place}
+        with profiling.phase(name, "load"):
+            models = {key: _loaded(key, found) for key, found in programs.items() if found}
+        for graph, place in places:
+            if place is None or not (loaded := models.get(place.program)):
+                continue
+            graph.model = loaded[place.position]
             if graph not in self._built:
                 _log_graph(graph.name, "not built: its executable is in the compile cache")
-            _log_kernels(graph.name, model)
-        statistics.cached += len(models)
-        log.info("%s: from the compile cache", ", ".join(graph.name for graph in self.graphs))
-        return True
+            _log_kernels(graph.name, graph.model)
+            statistics.cached += 1
+            log.info("%s: from the compile cache", graph.name)
+
+
+def _loaded(key: str, executable: bytes) -> list[Model] | None:
+    try:
+        return load_models(executable)
+    except Exception as error:  # whole, and yet MAX does not take it: compile anew
+        log.warning("MAX cannot load the cached executable %s: %s", key, error)
+        return None
 
 
 @mlir_context()
@@ -260,9 +258,9 @@ def compile_ahead(gm: GraphModule, options: MaxOptions) -> bytes:
     check_supported(gm)
     graph = _Pending("export", gm, graph_fingerprint(gm, options), options)
     key = program_key([graph.key])
-    entry = cache.load(key) if options.cache else None
-    if entry is not None:
-        return entry.executable
+    known = cache.load(key) if options.cache else None
+    if known is not None:
+        return known
     module = Module()
     build_graph(gm, module, "g0", options)
     try:
@@ -270,7 +268,7 @@ def compile_ahead(gm: GraphModule, options: MaxOptions) -> bytes:
     except Exception as error:
         raise _refused(graph, error) from error
     if options.cache:
-        cache.store(key, executable, [0], [graph.key])
+        cache.store(key, executable, [graph.marker])
     return executable
 
 
@@ -281,10 +279,10 @@ def _executable(compiled: Any) -> bytes:
         return path.read_bytes()
 
 
-def _compile_module(module: Module, graphs: Sequence[_Pending]) -> bytes | None:
-    """Compiles and loads; returns the executable, or None when MAX refuses one of several graphs.
+def _compile_module(module: Module, graphs: Sequence[_Pending], use_cache: bool) -> None:
+    """Compiles, stores and loads graphs of one module. One that MAX refuses keeps its error.
 
-    Raises nothing for a single graph either: its error is kept on it.
+    MAX does not say which graph of a module it refuses: halves are compiled until it is found.
     """
     start = time.perf_counter()
     try:
@@ -293,7 +291,11 @@ def _compile_module(module: Module, graphs: Sequence[_Pending]) -> bytes | None:
     except Exception as error:
         if len(graphs) == 1:
             graphs[0].error = _refused(graphs[0], error)
-        return None
+        else:
+            middle = len(graphs) // 2
+            for half in (graphs[:middle], graphs[middle:]):
+                _compile_module(_built_anew(half), half, use_cache)
+        return
     statistics.seconds += time.perf_counter() - start
     statistics.compiled += len(graphs)
     with profiling.phase(graphs[0].name, "load"):
@@ -301,23 +303,16 @@ def _compile_module(module: Module, graphs: Sequence[_Pending]) -> bytes | None:
     for graph, model in zip(graphs, models, strict=True):
         graph.model = model
         _log_kernels(graph.name, model)
-    return _executable(compiled)
+    if use_cache:
+        key = program_key([graph.key for graph in graphs])
+        cache.store(key, _executable(compiled), [graph.marker for graph in graphs])
 
 
-def _bisect(graphs: Sequence[_Pending]) -> None:
-    """MAX does not say which graph of a module it refuses: halves are compiled until it is found.
-
-    The refused graph keeps its error; the others get their models.
-    """
-    if len(graphs) == 1:
-        return
-    middle = len(graphs) // 2
-    for half in (graphs[:middle], graphs[middle:]):
-        module = Module()
-        for position, graph in enumerate(half):
-            build_graph(graph.gm, module, f"g{position}", graph.options)
-        if _compile_module(module, half) is None:
-            _bisect(half)
+def _built_anew(graphs: Sequence[_Pending]) -> Module:
+    module = Module()
+    for position, graph in enumerate(graphs):
+        build_graph(graph.gm, module, f"g{position}", graph.options)
+    return module
 
 
 def _refused(graph: _Pending, error: Exception) -> CompileError:
