@@ -10,6 +10,7 @@ from torch._decomp import core_aten_decompositions
 from tests.harness import randn
 from tests.tracing import trace
 from torch_max_backend import registry
+from torch_max_backend.composites import multi_head_attention, replace_composites
 from torch_max_backend.decompositions import (
     decompositions,
     export_decompositions,
@@ -63,3 +64,30 @@ def test_composites_are_expanded_without_an_entry(mode: type) -> None:
     overloads = [target for target in called if isinstance(target, torch._ops.OpOverload)]
     assert overloads
     assert not [overload for overload in overloads if overload._can_decompose()]
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_modules_that_torch_calls_whole(exported: bool) -> None:
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True).eval()
+    attention = torch.nn.MultiheadAttention(16, 2, batch_first=True).eval()
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.attention = layer, attention
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.layer(x)
+            return x + self.attention(x, x, x, need_weights=False)[0]
+
+    with torch.no_grad():
+        x = randn(3, 7, 16)
+        if exported:
+            program = torch.export.export(Model(), (x,))
+            replace_composites(program.graph_module)
+            graph = program.run_decompositions(dict(export_decompositions())).graph
+        else:
+            graph = trace(Model(), x).graph
+    called = [node.target for node in graph.nodes if node.op == "call_function"]
+    assert not multi_head_attention.DECOMPOSITIONS.keys() & set(called)
+    assert called.count(torch.ops.torch_max_backend.attention.default) == 2

@@ -14,7 +14,7 @@ from torch_max_backend.executable import CompiledGraph
 
 
 class Block(nn.Module):
-    """Patches, then one attention and one MLP, pre-normalised both ways."""
+    """Patches, then attentions, PyTorch's module for it, and an MLP, pre-normalised both ways."""
 
     def __init__(self, width: int = 48, heads: int = 3) -> None:
         super().__init__()
@@ -24,6 +24,7 @@ class Block(nn.Module):
         self.norm2 = nn.RMSNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
+        self.module = nn.MultiheadAttention(width, heads, batch_first=True)
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
 
@@ -36,6 +37,8 @@ class Block(nn.Module):
         masked = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         attended = (plain + masked).transpose(1, 2).reshape(batch, length, width)
         x = x + self.out(attended)
+        y = self.norm1(x)
+        x = x + self.module(y, y, y, need_weights=False)[0]
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
@@ -70,7 +73,7 @@ def _with(kernels: list[list[str]], name: str) -> list[list[str]]:
 
 
 def test_attention_is_one_kernel(kernels: list[list[str]]) -> None:
-    assert len(_with(kernels, "torch_max_backend.attention")) == 1
+    assert len(_with(kernels, "torch_max_backend.attention")) == 2
     assert len(_with(kernels, "torch_max_backend.masked_attention")) == 1
     assert not _with(kernels, "softmax")
     assert not _with(kernels, "batch_matmul")
@@ -79,7 +82,7 @@ def test_attention_is_one_kernel(kernels: list[list[str]]) -> None:
 def test_bias_activation_and_residual_join_their_matmul(kernels: list[list[str]]) -> None:
     assert not _with(kernels, "mo.matmul")
     matmuls = [names for names in kernels if "torch_max_backend.linear" in names]
-    assert len(matmuls) == 4  # patches, qkv, out, fc2
+    assert len(matmuls) == 6  # patches, qkv, out, fc2, two of the module
     assert all("mo.add" in names for names in matmuls)
     assert len(_with(kernels, "torch_max_backend.biased_linear")) == 1
     assert not _with(kernels, "mo.gelu")
@@ -90,7 +93,7 @@ def test_patch_embedding_is_a_matmul(kernels: list[list[str]]) -> None:
 
 
 def test_norms_are_kernels_without_their_statistics(kernels: list[list[str]]) -> None:
-    assert len(_with(kernels, "torch_max_backend.layer_norm")) == 1
+    assert len(_with(kernels, "torch_max_backend.layer_norm")) == 2
     assert len(_with(kernels, "torch_max_backend.rms_norm")) == 1
     assert not _with(kernels, "reduce.mean")
 

@@ -184,10 +184,130 @@ def symbolic() -> Iterator[Case]:
             )
 
 
+def modules() -> Iterator[Case]:
+    """The operators of nn.MultiheadAttention and nn.TransformerEncoderLayer at inference."""
+    hidden = torch.zeros(3, 7, dtype=torch.bool)
+    hidden[0, 5:] = hidden[2, 1:3] = True
+    causal = torch.ones(7, 7, dtype=torch.bool).triu(1)
+    table: dict[str, tuple[torch.Tensor | None, int | None]] = {
+        "plain": (None, None),
+        "causal": (causal, 0),
+        "padded": (hidden, 1),
+        "infinite": (torch.where(hidden, -math.inf, 0.0), 1),
+        "both": (causal | hidden[:, None, None].expand(3, 2, 7, 7), 2),
+    }
+    sizes = [(48, 16), (48,), (16, 16), (16,), *[(16,)] * 4, (32, 16), (32,), (16, 32), (16,)]
+    for name, (mask, kind) in table.items():
+        for dtype in (torch.float32, torch.bfloat16) if name == "plain" else (torch.float32,):
+            x = randn(3, 7, 16, dtype=dtype)
+            weights = [
+                randn(*size, dtype=dtype, seed=f"{place}", scale=0.3)
+                for place, size in enumerate(sizes)
+            ]
+            for gelu, norm_first in ((True, True), (False, False)):
+                yield Case(
+                    f"encoder_layer-{name}-{gelu}-{norm_first}-{short(dtype)}",
+                    partial(encoder_layer, gelu, norm_first, kind),
+                    [x, mask, *weights],
+                    thorough=name not in ("plain", "both"),
+                )
+            for needed, average in ((True, True), (True, False), (False, False)):
+                yield Case(
+                    f"multi_head-{name}-{needed}-{average}-{short(dtype)}",
+                    partial(multi_head, needed, average, kind),
+                    [x, x, x, mask, *weights[:4]],
+                    thorough=average if name == "padded" else not average,
+                )
+    others = [randn(3, 7, 16, seed=name) for name in "qkv"]
+    weights = [randn(*size, seed=f"{place}", scale=0.3) for place, size in enumerate(sizes[:4])]
+    function = partial(multi_head, False, False, None)
+    yield Case("multi_head-three_inputs", function, [*others, None, *weights])
+
+
+def functions() -> Iterator[Case]:
+    """What nn.MultiheadAttention calls else."""
+    weights = [
+        randn(*size, seed=f"{place}", scale=0.3)
+        for place, size in enumerate([(48, 16), (48,), (16, 16), (16,)])
+    ]
+    x, keys = randn(7, 3, 16), randn(9, 3, 16)
+    hidden = torch.zeros(3, 7, dtype=torch.bool)
+    hidden[0, 5:] = hidden[2, 1:3] = True
+    causal = torch.ones(7, 7, dtype=torch.bool).triu(1)
+    bias, biases = randn(7, 7, seed="bias"), randn(6, 7, 7, seed="biases")
+    table: dict[str, dict[str, Any]] = {
+        "self": {},
+        "hint": {"attn_mask": causal, "is_causal": True},
+        "hint_padded": {"attn_mask": causal, "is_causal": True, "key_padding_mask": hidden},
+        "bool": {"attn_mask": causal},
+        "float": {"attn_mask": bias},
+        "heads": {"attn_mask": biases},
+        "padded": {"key_padding_mask": hidden},
+        "both": {"attn_mask": causal, "key_padding_mask": hidden},
+        "float_and_bool": {"attn_mask": bias, "key_padding_mask": hidden},
+        "bool_and_float": {"attn_mask": causal, "key_padding_mask": randn(3, 7, seed="keys")},
+    }
+    for name, settings in table.items():
+        arguments = list(settings.values())
+        function = partial(forward, list(settings), False)
+        yield Case(
+            f"forward-{name}",
+            function,
+            [x, x, x, *weights, *arguments],
+            thorough=name in ("self", "bool", "float", "padded"),
+        )
+    function = partial(forward, [], False)
+    half = [tensor.bfloat16() for tensor in (x, x, x, *weights)]
+    yield Case("forward-bfloat16", function, half)
+    yield Case("forward-three_inputs", function, [x, keys, randn(9, 3, 16, seed="v"), *weights])
+    yield Case(
+        "forward-without_bias", function, [x, keys, keys, weights[0], None, weights[2], None]
+    )
+    yield Case("forward-one_image", function, [x[:, 0], x[:, 0], x[:, 0], *weights])
+    yield Case("forward-weights", partial(forward, [], True), [x, x, x, *weights])
+    yield Case(
+        "forward-dynamic",
+        function,
+        [x, keys, keys, *weights],
+        dynamic=True,
+        others=[[randn(5, 4, 16), *[randn(11, 4, 16)] * 2, *weights]],
+    )
+
+
+def forward(names, needed, q, k, v, weight, bias, out_weight, out_bias, *arguments):
+    out, found = F.multi_head_attention_forward(
+        *(q, k, v, 16, 2, weight, bias, None, None, False, 0.0, out_weight, out_bias),
+        need_weights=needed,
+        **dict(zip(names, arguments, strict=True)),
+    )
+    return (out, found) if needed else out
+
+
+def encoder_layer(gelu, norm_first, kind, x, mask, *weights):
+    return torch._transformer_encoder_layer_fwd(
+        x, 16, 2, *weights[:4], gelu, norm_first, 1e-5, *weights[4:], mask, kind
+    )
+
+
+def multi_head(needed, average, kind, q, k, v, mask, *weights):
+    out, found = torch._native_multi_head_attention(
+        q, k, v, 16, 2, *weights, mask, needed, average, kind
+    )
+    return (out, found) if needed else out
+
+
 CASES = grouped(
     [
         Case(**{**case.__dict__, "scale": "tensor"})
-        for case in [*dtypes(), *variations(), *layouts(), *written(), *symbolic()]
+        for case in [
+            *dtypes(),
+            *variations(),
+            *layouts(),
+            *written(),
+            *modules(),
+            *functions(),
+            *symbolic(),
+        ]
     ],
     6,
 )

@@ -1,8 +1,9 @@
-"""What is decomposed: PyTorch's core decompositions less what the table lowers whole.
+"""What is decomposed: PyTorch's core decompositions, and those of multi-head attention, less what
+the table lowers whole.
 
-Kept whole because MAX has a kernel or a better form: normalisations, softmax, gelu, attention
-(composites.py), resizing (composites.py). Made anew for each program: users may register lowerings,
-libraries operators, after the first.
+Kept whole because MAX has a kernel or a better form: normalisations, softmax, gelu, attention and
+resizing (composites). Made anew for each program: users may register lowerings, libraries
+operators, after the first.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from typing import Any, TypeAlias
 from torch._decomp import core_aten_decompositions
 
 from torch_max_backend import registry, tables  # noqa: F401  fills the registry
+from torch_max_backend.composites import multi_head_attention
 
 Decompositions: TypeAlias = Mapping[Any, Callable[..., Any]]
 """Overload -> decomposition."""
 
 
 def decompositions() -> Decompositions:
-    """For AOTAutograd: every core decomposition that has no lowering."""
+    """For AOTAutograd: every decomposition of an operator that has no lowering."""
     return _not_lowered(without_composites())
 
 
@@ -43,6 +45,7 @@ def without_composites() -> Decompositions:
 
 
 def _not_lowered(table: Decompositions) -> Decompositions:
+    table = {**table, **multi_head_attention.DECOMPOSITIONS}
     return MappingProxyType(
         {overload: f for overload, f in table.items() if registry.find(overload) is None}
     )
