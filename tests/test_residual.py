@@ -57,6 +57,16 @@ def test_found(name):
     assert layers(FOUND[name], X) == [True]
 
 
+def test_an_input_of_no_other_use():
+    assert layers(lambda x, y: y + LINEAR(x), X, X.clone()) == [True]
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_after_the_module_for_attention(batch_first):
+    attention = nn.MultiheadAttention(8, 2, batch_first=batch_first).eval()
+    assert layers(lambda x: x + attention(x, x, x, need_weights=False)[0], X) == [False, True]
+
+
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_not_found(name):
     assert layers(ELSEWHERE[name], X, X.clone()) == [False]

@@ -109,8 +109,14 @@ def strided_operand(index: int) -> Strided | None:
     return Strided(_values.get()[view.base], strides, to_int_or_dim(view.offset))
 
 
-_ON_THE_WAY = {aten.mul.Tensor, aten.view.default, aten._unsafe_view.default}
-"""Scales and other shapes."""
+_ON_THE_WAY = {
+    aten.clone.default,
+    aten.mul.Tensor,
+    aten.permute.default,
+    aten.view.default,
+    aten._unsafe_view.default,
+}
+"""Scales and other shapes; axes that are swapped and swapped back, as by nn.MultiheadAttention."""
 
 
 def residual() -> TensorValue | None:
@@ -127,9 +133,11 @@ def residual() -> TensorValue | None:
 
 
 def _in_memory(node: Node, like: torch.Tensor) -> TensorValue | None:
-    """A node's value of those sizes, if it has several uses: MAX may join it to a single one."""
+    """A node's value of those sizes, if it is an input or has several uses: MAX may join what
+    computes it to a single one."""
     value = _values.get().get(node)
-    if not isinstance(value, TensorValue) or len(node.users) == 1:
+    joined = node.op != "placeholder" and len(node.users) == 1
+    if not isinstance(value, TensorValue) or joined:
         return None
     same = list(value.shape) == [to_dim(size) for size in like.shape]
     return value if same and node.meta["val"].dtype == like.dtype else None
