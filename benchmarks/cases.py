@@ -133,9 +133,36 @@ def _transformers_vit(resolution: int, attention: str = "sdpa") -> nn.Module:
     return Single(model, lambda output: output.last_hidden_state)
 
 
+class _TorchViT(nn.Module):
+    """A ViT of PyTorch's own modules, as a user would write it."""
+
+    def __init__(self, resolution: int, depth: int, width: int, ffn: int, heads: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 16, 16)
+        self.cls = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(torch.zeros(1, (resolution // 16) ** 2 + 1, width))
+        block = nn.TransformerEncoderLayer(
+            width, heads, ffn, 0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(
+            block, depth, nn.LayerNorm(width), enable_nested_tensor=False
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patches(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1)
+        result: Tensor = self.blocks(x + self.positions)
+        return result
+
+
+def _torch_vit(resolution: int) -> nn.Module:
+    return _TorchViT(resolution, *SIZES["vit-s"])
+
+
 MODELS: dict[str, Callable[[int], nn.Module]] = {
     **{name: partial(_vit, name) for name in SIZES},
     "transformers-vit-s": _transformers_vit,
+    "torch-vit-s": _torch_vit,
     "written-attention": partial(_transformers_vit, attention="eager"),
 }
 COMPARED = ["vit-ti", "vit-s", "vit-b", "transformers-vit-s"]

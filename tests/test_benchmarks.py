@@ -177,8 +177,8 @@ def test_models_are_seeded_and_return_a_tensor():
     x = cases.make_input(case)
     with torch.no_grad():
         assert model(x).shape == (1, 5, 192)
-        transformers = cases.make_model(Case("transformers-vit-s", 1, 32, "float32"))
-        assert transformers(x).shape == (1, 5, 384)
+        for name in ("transformers-vit-s", "torch-vit-s"):
+            assert cases.make_model(Case(name, 1, 32, "float32"))(x).shape == (1, 5, 384)
 
 
 def test_flops_are_those_of_the_formula():
@@ -186,6 +186,8 @@ def test_flops_are_those_of_the_formula():
     block = tokens * width * (4 * width + 2 * ffn) + 2 * tokens * tokens * width
     patches = 196 * (3 * 16 * 16) * width
     assert cases.flops(Case("vit-ti", 2, 224, "float32")) == 2 * 2 * (12 * block + patches)
+    alike = [cases.flops(Case(name, 1, 32, "float32")) for name in ("vit-s", "torch-vit-s")]
+    assert alike[0] == alike[1]
 
 
 def test_the_operations_of_a_block_are_the_block():
