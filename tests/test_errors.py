@@ -323,7 +323,7 @@ def test_a_lowering_that_fails_leaves_the_other_graphs(twist, table, fresh_progr
 
     compiled = []
 
-    def compile_module(module, graphs):
+    def compile_module(module, graphs, use_cache):
         compiled.append((module.top_level_graph_names(), [graph.name for graph in graphs]))
 
     monkeypatch.setattr(compilation, "_compile_module", compile_module)
