@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch_max_backend import max_backend, pipeline
+from torch_max_backend import max_backend, pipeline, warm_start
 from torch_max_backend.executable import CompiledGraph
 
 
@@ -47,7 +47,10 @@ class Program:
                 graphs.append(original(*args, **kwargs))
                 return graphs[-1]
 
-            with mock.patch.object(pipeline, "compile_graph", record):
+            with (
+                mock.patch.object(pipeline, "compile_graph", record),
+                mock.patch.object(warm_start, "find", lambda key: None),  # traced in every process
+            ):
                 compiled = max_backend(gm, inputs, options=options)
             return lambda *args: compiled(*args) if self.running else gm(*args)
 
