@@ -165,15 +165,20 @@ def _rate(flops: int, seconds: float) -> str:
     return f"{flops / seconds / 1e9:.0f}" if flops else ""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="block_ops", description="The operations of a ViT's block"
-    )
+def block_arguments(
+    prog: str, description: str, arguments: Sequence[str] | None
+) -> argparse.Namespace:
+    """Which block is measured, and how often."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("--model", choices=list(SIZES), default="vit-s")
     parser.add_argument("--batch", type=positive_int, default=8)
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
     parser.add_argument("--rounds", type=positive_int, default=15)
-    args = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = block_arguments("block_ops", "The operations of a ViT's block", arguments)
     _, width, hidden, heads = SIZES[args.model]
     found = operations(args.batch, width, hidden, heads, DTYPES[args.dtype])
     eager: dict[str, float] = {}

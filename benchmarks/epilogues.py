@@ -10,7 +10,6 @@ and vary by 3 % of the product's.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,10 +20,10 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor
 
-from benchmarks.block_ops import TOKENS, measure
+from benchmarks.block_ops import TOKENS, block_arguments, measure
 from benchmarks.cases import DTYPES, SIZES
 from benchmarks.own_code import with_own_code
-from pretrained_models.comparison import positive_int, progress
+from pretrained_models.comparison import progress
 from torch_max_backend import max_backend
 
 Function = Callable[..., Tensor]
@@ -127,12 +126,7 @@ def table(times: dict[str, float]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="epilogues", description="What follows products")
-    parser.add_argument("--model", choices=list(SIZES), default="vit-s")
-    parser.add_argument("--batch", type=positive_int, default=8)
-    parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
-    parser.add_argument("--rounds", type=positive_int, default=15)
-    args = parser.parse_args(arguments)
+    args = block_arguments("epilogues", "What follows products", arguments)
     _, width, hidden, _ = SIZES[args.model]
     progress("compiling ...")
     with torch.no_grad():

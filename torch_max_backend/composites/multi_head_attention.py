@@ -164,17 +164,15 @@ def multi_head_attention_forward(
     projected = _projected(query, key, value, in_proj_weight, in_proj_bias)
     order = (0, 2, 1, 3) if batch_first else (1, 2, 0, 3)
     q, k, v = (x.unflatten(-1, (num_heads, -1)).permute(order) for x in projected)
-    mask = attn_mask
-    if is_causal and key_padding_mask is None:
-        mask = None  # it says what is_causal does
-    elif mask is not None and mask.ndim == 3:
+    causal = is_causal and key_padding_mask is None
+    mask = None if causal else attn_mask  # which says the same
+    if mask is not None and mask.ndim == 3:
         mask = mask.unflatten(0, (-1, num_heads))
     if key_padding_mask is not None:
         keys = key_padding_mask[:, None, None, :]
         mask = keys if mask is None else _joined(mask, keys, query.dtype)
     if mask is not None and mask.dtype == torch.bool:
         mask = ~mask
-    causal = is_causal and key_padding_mask is None
     out = scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
     out = out.permute((0, 2, 1, 3) if batch_first else (2, 0, 1, 3)).flatten(2)
     out = F.linear(out, out_proj_weight, out_proj_bias)
