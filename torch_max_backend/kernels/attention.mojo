@@ -114,18 +114,19 @@ def attention[dtype: DType](call: Attention[dtype]):
     """Computes all of it in parallel."""
     var heads = call.batch * call.heads
     var parts = ceildiv(call.queries, PART_ROWS)
-    var tasks = Tasks(heads, parts)
+    var workers = parallelism_level()
+    var tasks = Tasks(heads, parts, workers)
 
     def work(worker: Int) {call, tasks}:
         var scratch = Scratch[dtype](call)
-        var turn = Turn(tasks)
+        var turn = Turn(tasks, worker)
         while turn.next_task():
             _rows_of_a_head[dtype](
                 call, scratch, turn, turn.task // call.heads, turn.task % call.heads
             )
         scratch.free()
 
-    sync_parallelize(work, parallelism_level())
+    sync_parallelize(work, workers)
     tasks.free()
 
 

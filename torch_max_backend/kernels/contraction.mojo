@@ -25,6 +25,8 @@ comptime BLOCK_ROWS = 16 * ROWS
 """Rows of a block, at most."""
 comptime TASK_BLOCKS = 8
 """Blocks of BLOCK_ROWS rows in a task, at most, which panels in turn find in a cache."""
+comptime SHARE_BLOCKS = 2
+"""Blocks of rows that are worth packing a panel for, where each worker keeps to rows of its own."""
 comptime WORKER_PARTS = 16
 """Parts of tasks for each worker, so that all end at nearly the same time; of two tiles at least."""
 comptime BLOCK_LINES = 512
@@ -85,16 +87,18 @@ def contract[
         return
     var panels = ceildiv(size.columns, PANEL[dtype])
     var blocks = ceildiv(size.rows, BLOCK_ROWS)
-    var chunks = ceildiv(blocks, TASK_BLOCKS)
+    var shares = max(1, size.rows // (SHARE_BLOCKS * BLOCK_ROWS))
+    shares = min(shares, ceildiv(workers, size.batch))
+    var chunks = ceildiv(ceildiv(blocks, TASK_BLOCKS), shares) * shares
     var balanced = ceildiv(WORKER_PARTS * workers, size.batch * panels)
     blocks = max(blocks, min(balanced, ceildiv(size.rows, 2 * ROWS)))
-    var height = ceildiv(ceildiv(size.rows, blocks), ROWS) * ROWS
-    var parts = ceildiv(ceildiv(size.rows, height), chunks)
-    var tasks = Tasks(size.batch * chunks * panels, parts)
+    var rows = _whole_tiles(size.rows, chunks)
+    var height = _whole_tiles(rows, ceildiv(blocks, chunks))
+    var tasks = Tasks(size.batch * chunks * panels, ceildiv(rows, height), workers)
 
-    def work(worker: Int) {source, size, workers, panels, chunks, height, tasks, places, imm store}:
+    def work(worker: Int) {source, size, panels, chunks, rows, height, tasks, places, imm store}:
         var scratch = Scratch[dtype](size)
-        var turn = Turn(tasks)
+        var turn = Turn(tasks, worker)
         while turn.next_task():
             _task[dtype](
                 source,
@@ -102,9 +106,10 @@ def contract[
                 turn,
                 turn.task // panels // chunks,
                 turn.task % panels * PANEL[dtype],
-                turn.task // panels % chunks * tasks.parts,
+                turn.task // panels % chunks * rows,
+                rows,
                 height,
-                (turn.task + workers) % panels * PANEL[dtype],
+                (turn.task + 1) % panels * PANEL[dtype],
                 places,
                 store,
             )
@@ -112,6 +117,11 @@ def contract[
 
     sync_parallelize(work, workers)
     tasks.free()
+
+
+def _whole_tiles(rows: Int, count: Int) -> Int:
+    """The rows of each of ``count`` pieces of whole tiles that hold ``rows``."""
+    return ceildiv(ceildiv(rows, count), ROWS) * ROWS
 
 
 struct Scratch[dtype: DType](Movable):
@@ -165,13 +175,14 @@ def _task[
     b: Int,
     column: Int,
     first: Int,
+    rows: Int,
     height: Int,
     following: Int,
     places: Places,
     store: Epilogue,
 ):
-    """The panel from ``column`` on times the worker's parts of a task, blocks of ``height`` rows
-    from the ``first`` one on; what the panel from ``following`` on is made from is read
+    """The panel from ``column`` on times the worker's parts of a task, blocks of ``height`` of its
+    ``rows`` from the ``first`` one on; what the panel from ``following`` on is made from is read
     meanwhile."""
     comptime width = WIDTH[dtype]
     var columns = min(PANEL[dtype], scratch.size.columns - column)
@@ -181,10 +192,11 @@ def _task[
     comptime if dtype == DType.int8:
         _sum_up_excess[dtype](scratch, ceildiv(columns, width))
     var ahead = source.right_at(b, following, min(PANEL[dtype], scratch.size.columns - following))
+    var last = min(scratch.size.rows, first + rows)
     var more = True
     while more:
-        var row = (first + turn.part) * height  # the last task's last ones may be beyond all rows
-        var end = min(scratch.size.rows, row + height)
+        var row = first + turn.part * height  # the last task's last ones may be beyond all rows
+        var end = min(last, row + height)
         source.left(b, row, end, scratch.zeros, scratch.table)
 
         @always_inline
