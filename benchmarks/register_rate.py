@@ -11,19 +11,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mojo.run import subprocess_run_mojo
 from tabulate import tabulate
 
-from torch_max_backend.kernel_library import kernel_library
+from benchmarks.mojo_file import output
 
 SOURCE = Path(__file__).with_suffix(".mojo")
 
 
 def rates() -> dict[str, float]:
     """GFLOP/s (int8: billions of integer operations a second) by type."""
-    command = ["run", "-I", str(kernel_library().parent), str(SOURCE)]
-    run = subprocess_run_mojo(command, capture_output=True, text=True, check=True)
-    return {name: float(rate) for name, rate in map(str.split, run.stdout.splitlines())}
+    return {name: float(rate) for name, rate in map(str.split, output(SOURCE).splitlines())}
 
 
 def main() -> int:

@@ -17,6 +17,7 @@ from benchmarks import (
     by_turns,
     cases,
     compare,
+    core_latency,
     environment,
     epilogues,
     memory,
@@ -252,6 +253,15 @@ def test_table_of_epilogues():
 
 def test_what_arithmetic_units_do_at_most():
     assert register_rate.rates()["float32"] > 1
+
+
+def test_how_far_cores_are_apart(capsys, monkeypatch):
+    assert core_latency.main(["--rounds", "1"]) == 0
+    number, unit = capsys.readouterr().out.split()
+    assert float(number) > 1 and unit == "ns"
+    monkeypatch.setattr(core_latency.os, "cpu_count", lambda: 1)
+    with pytest.raises(SystemExit, match="two cores"):
+        core_latency.main([])
 
 
 def test_startup(monkeypatch, capsys):

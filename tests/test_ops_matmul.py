@@ -225,15 +225,15 @@ def symbolic() -> Iterator[Case]:
 
 
 def linear_kernel() -> Iterator[Case]:
-    """Few rows, rows that leave a part of a tile, rows of three tasks of six blocks, the last of
-    which is empty; columns that leave a part of a panel; an inner axis that is odd or longer than a
+    """Few rows, rows that leave a part of a tile, rows that two workers share, rows of four tasks,
+    the last of which is shorter; columns that leave a part of a panel; an inner axis that is odd or longer than a
     block; with and without an activation."""
     activations = {
         "": lambda x: x,
         "_gelu": F.gelu,
         "_gelu_tanh": partial(F.gelu, approximate="tanh"),
     }
-    rows = (1, 2, 5, 6, 7, 97, 200, 1600)
+    rows = (1, 2, 5, 6, 7, 97, 200, 391, 1600)
     for (name, activation), dtype in itertools.product(
         activations.items(), (torch.float32, torch.bfloat16)
     ):

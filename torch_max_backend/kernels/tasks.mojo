@@ -68,7 +68,7 @@ struct Turn(Movable):
                 self.begun += 1
             elif self.next_part():
                 return True
-        # As many are at work as there are workers, most of them at the last tasks of an owner.
+        # What others are at are the last tasks of an owner, as many as there are workers at most.
         while self.helped < workers * workers:
             var owner = (self.worker + 1 + self.helped) % workers
             self.task = self.tasks.first_of(owner + 1) - 1 - self.helped // workers
