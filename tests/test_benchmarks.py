@@ -256,12 +256,12 @@ def test_what_arithmetic_units_do_at_most():
 
 
 def test_how_far_cores_are_apart(capsys, monkeypatch):
-    assert core_latency.main(["--rounds", "1"]) == 0
+    assert core_latency.main() == 0
     number, unit = capsys.readouterr().out.split()
     assert float(number) > 1 and unit == "ns"
     monkeypatch.setattr(core_latency.os, "cpu_count", lambda: 1)
     with pytest.raises(SystemExit, match="two cores"):
-        core_latency.main([])
+        core_latency.main()
 
 
 def test_startup(monkeypatch, capsys):

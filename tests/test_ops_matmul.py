@@ -226,8 +226,8 @@ def symbolic() -> Iterator[Case]:
 
 def linear_kernel() -> Iterator[Case]:
     """Few rows, rows that leave a part of a tile, rows that two workers share, rows of four tasks,
-    the last of which is shorter; columns that leave a part of a panel; an inner axis that is odd or longer than a
-    block; with and without an activation."""
+    the last of which is shorter; columns that leave a part of a panel; an inner axis that is odd or
+    longer than a block; with and without an activation."""
     activations = {
         "": lambda x: x,
         "_gelu": F.gelu,
