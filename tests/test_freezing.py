@@ -72,8 +72,9 @@ def numbers() -> Iterator[Case]:
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16):
         name = short(dtype)
-        # less than a panel, a whole one, more; odd depths and rows
-        for rows, depth, columns in [(6, 5, 3), (100, 600, 64), (23, 33, 130)]:
+        # less than a panel, a whole one, more; odd depths and rows, rows that workers share
+        sizes = [(6, 5, 3), (100, 600, 64), (23, 33, 130), (197, 19, 70)]
+        for rows, depth, columns in sizes:
             x = randn(rows, depth, dtype=dtype)
             layer = nn.Linear(depth, columns, dtype=dtype)
             yield module_case(f"linear-{rows}-{depth}-{columns}-{name}", layer, x)

@@ -26,7 +26,8 @@ comptime BLOCK_ROWS = 16 * ROWS
 comptime TASK_BLOCKS = 8
 """Blocks of BLOCK_ROWS rows in a task, at most, which panels in turn find in a cache."""
 comptime SHARE_BLOCKS = 2
-"""Blocks of rows that are worth packing a panel for, where each worker keeps to rows of its own."""
+"""Blocks of rows that are worth packing a panel for, where each worker keeps to rows of its own;
+a packed one is worth it for one block."""
 comptime WORKER_PARTS = 16
 """Parts of tasks for each worker, so that all end at nearly the same time; of two tiles at least."""
 comptime BLOCK_LINES = 512
@@ -64,6 +65,10 @@ trait Operands(Copyable, ImplicitlyCopyable, Movable):
         """Columns of the right operand where they follow each other in memory, else nothing."""
         ...
 
+    def is_packed(self) -> Bool:
+        """Whether panels lie in memory as tiles read them."""
+        ...
+
     def panel(self, b: Int, column: Int, columns: Int, scratch: BytePointer) -> BytePointer:
         """Columns of the right operand in the order in which tiles read them: lines of (segment,
         depth), of PANEL columns each, filled up with zeros to whole vectors. Where they do not lie
@@ -87,7 +92,8 @@ def contract[
         return
     var panels = ceildiv(size.columns, PANEL[dtype])
     var blocks = ceildiv(size.rows, BLOCK_ROWS)
-    var shares = max(1, size.rows // (SHARE_BLOCKS * BLOCK_ROWS))
+    var share_blocks = 1 if source.is_packed() else SHARE_BLOCKS
+    var shares = max(1, size.rows // (share_blocks * BLOCK_ROWS))
     shares = min(shares, ceildiv(workers, size.batch))
     var chunks = ceildiv(ceildiv(blocks, TASK_BLOCKS), shares) * shares
     var balanced = ceildiv(WORKER_PARTS * workers, size.batch * panels)

@@ -85,6 +85,9 @@ struct Convolution[dtype: DType, packed: Bool](Operands):
         var start = self.filters.unsafe_offset((b * self.columns + column) * row)
         return Ahead(start, columns * row)
 
+    def is_packed(self) -> Bool:
+        return Self.packed
+
     def panel(self, b: Int, column: Int, columns: Int, scratch: BytePointer) -> BytePointer:
         comptime size = size_of[Self.dtype]()
         comptime stride = PANEL[Self.dtype]

@@ -57,6 +57,9 @@ struct Product[dtype: DType, order: Int](Operands):
         else:
             return Ahead(self.right, 0)
 
+    def is_packed(self) -> Bool:
+        return Self.order == IN_PANELS
+
     def panel(self, b: Int, column: Int, columns: Int, scratch: BytePointer) -> BytePointer:
         comptime size = size_of[Self.dtype]()
         comptime stride = PANEL[Self.dtype]
