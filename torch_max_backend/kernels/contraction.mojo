@@ -27,7 +27,9 @@ comptime TASK_BLOCKS = 8
 """Blocks of BLOCK_ROWS rows in a task, at most, which panels in turn find in a cache."""
 comptime SHARE_BLOCKS = 2
 """Blocks of rows that are worth packing a panel for, where each worker keeps to rows of its own;
-a packed one is worth it for one block."""
+one is where panels are packed before, or made from a cache."""
+comptime CACHED_BYTES = 640 << 10
+"""Of a right operand that is still in a cache when a second worker packs it."""
 comptime WORKER_PARTS = 16
 """Parts of tasks for each worker, so that all end at nearly the same time; of two tiles at least."""
 comptime BLOCK_LINES = 512
@@ -92,7 +94,9 @@ def contract[
         return
     var panels = ceildiv(size.columns, PANEL[dtype])
     var blocks = ceildiv(size.rows, BLOCK_ROWS)
-    var share_blocks = 1 if source.is_packed() else SHARE_BLOCKS
+    var right_bytes = size.columns * size.segments * size.depth * size_of[dtype]()
+    var cheap = source.is_packed() or right_bytes <= CACHED_BYTES
+    var share_blocks = 1 if cheap else SHARE_BLOCKS
     var shares = max(1, size.rows // (share_blocks * BLOCK_ROWS))
     shares = min(shares, ceildiv(workers, size.batch))
     var chunks = ceildiv(ceildiv(blocks, TASK_BLOCKS), shares) * shares
