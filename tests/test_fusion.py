@@ -11,6 +11,7 @@ from torch import nn
 
 from torch_max_backend import pipeline, warm_start
 from torch_max_backend.executable import CompiledGraph
+from vit.rope import rope_apply
 
 
 class Block(nn.Module):
@@ -28,14 +29,17 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
 
-    def forward(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, images: torch.Tensor, mask: torch.Tensor, *angles: torch.Tensor
+    ) -> torch.Tensor:
         x = self.patch(images).flatten(2).transpose(1, 2)
         batch, length, width = x.shape
         split = (batch, length, self.heads, width // self.heads)
         q, k, v = (t.reshape(split).transpose(1, 2) for t in self.qkv(self.norm1(x)).chunk(3, -1))
         plain = F.scaled_dot_product_attention(q, k, v)
+        rotated = F.scaled_dot_product_attention(*(rope_apply(x, *angles) for x in (q, k)), v)
         masked = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        attended = (plain + masked).transpose(1, 2).reshape(batch, length, width)
+        attended = (plain + rotated + masked).transpose(1, 2).reshape(batch, length, width)
         x = x + self.out(attended)
         y = self.norm1(x)
         x = x + self.module(y, y, y, need_weights=False)[0]
@@ -58,9 +62,10 @@ def kernels() -> list[list[str]]:
         patch.setattr(warm_start, "find", lambda key: None)  # traced in every process
         model = Block().eval()
         compiled = torch.compile(model, backend="max", fullgraph=True)
-        images, mask = torch.randn(2, 3, 32, 32), torch.rand(16, 16) > 0.3
+        inputs = [torch.randn(2, 3, 32, 32), torch.rand(16, 16) > 0.3]
+        inputs += [torch.rand(16, 16).sin(), torch.rand(16, 16).cos()]
         with torch.no_grad():
-            torch.testing.assert_close(compiled(images, mask), model(images, mask))
+            torch.testing.assert_close(compiled(*inputs), model(*inputs))
     (graph,) = graphs
     summaries = [str(kernel) for kernel in graph.model.kernel_summaries]
     pattern = r"(?<![a-z.])mo\.[\w.]+|torch_max_backend\.\w+"
@@ -73,10 +78,14 @@ def _with(kernels: list[list[str]], name: str) -> list[list[str]]:
 
 
 def test_attention_is_one_kernel(kernels: list[list[str]]) -> None:
-    assert len(_with(kernels, "torch_max_backend.attention")) == 2
-    assert len(_with(kernels, "torch_max_backend.masked_attention")) == 1
+    assert len(_with(kernels, "torch_max_backend.attention")) == 4
     assert not _with(kernels, "softmax")
     assert not _with(kernels, "batch_matmul")
+
+
+def test_attention_rotates_queries_and_keys(kernels: list[list[str]]) -> None:
+    assert not _with(kernels, "mo.neg")
+    assert not _with(kernels, "concat")
 
 
 def test_bias_activation_and_residual_join_their_matmul(kernels: list[list[str]]) -> None:

@@ -1,4 +1,5 @@
-"""Scaled dot-product attention: masks, causality, groups, scales, widths, ranks, layouts."""
+"""Scaled dot-product attention: masks, causality, groups, scales, widths, ranks, layouts, rotary
+positions."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.harness import FLOATS, Case, comparison, grouped, in_turns, randn, short
+from vit.rope import apply_rope, rope_apply
 
 attend = F.scaled_dot_product_attention
 
@@ -162,6 +164,84 @@ def written() -> Iterator[Case]:
     )
 
 
+def rotary() -> Iterator[Case]:
+    """Queries and keys with rotary positions; see passes/rotary_embedding.py."""
+
+    def angles(*shape: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+        return [table.to(dtype) for table in (randn(*shape).sin(), randn(*shape).cos())]
+
+    def both(q, k, v, sin, cos, *mask, causal=False):
+        q, k = rope_apply(q, sin, cos), rope_apply(k, sin, cos)
+        return attend(q, k, v, *mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+
+    def queries(q, k, v, sin, cos):
+        return attend(rope_apply(q, sin, cos), k, v)
+
+    def keys(q, k, v, sin, cos):
+        return attend(q, rope_apply(k, sin, cos), v)
+
+    def each(q, k, v, *tables):
+        return attend(rope_apply(q, *tables[:2]), rope_apply(k, *tables[2:]), v)
+
+    def last_tokens(q, k, v, sin, cos):
+        rope = torch.stack([sin, cos])
+        return attend(apply_rope(q, rope), apply_rope(k, rope), v)
+
+    def from_packed(x, sin, cos):  # (B, L, 3 * H * E)
+        q, k, v = x.unflatten(-1, (3, 3, 16)).permute(2, 0, 3, 1, 4).unbind(0)
+        return both(q, k, v, sin, cos).transpose(1, 2).flatten(2)
+
+    def written(q, k, v, sin, cos):
+        scores = rope_apply(q, sin, cos) @ rope_apply(k, sin, cos).mT * 0.25
+        return scores.softmax(-1) @ v
+
+    def returned(q, k, v, sin, cos):
+        last = apply_rope(k, torch.stack([sin, cos])[:, 2:])
+        return both(q, k, v, sin, cos), rope_apply(q, sin, cos), last
+
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        square = qkv(2, 3, s=7, dtype=dtype)
+        yield Case(f"rotary-{short(dtype)}", both, [*square, *angles(7, 16, dtype=dtype)])
+        few = angles(5, 16, dtype=dtype)
+        yield Case(f"rotary-last_tokens-{short(dtype)}", last_tokens, [*square, *few])
+    square = qkv(2, 3, s=7)
+    table: list[tuple[str, Any, list[torch.Tensor]]] = [
+        (
+            "last_tokens_in_float32",
+            last_tokens,
+            [*map(torch.Tensor.bfloat16, square), *angles(5, 16)],
+        ),
+        ("queries", queries, [*qkv(2, 3), *angles(7, 16)]),
+        ("keys", keys, [*qkv(2, 3), *angles(9, 16)]),
+        ("each", each, [*qkv(2, 3), *angles(7, 16), *angles(2, 1, 9, 16)]),
+        ("of_a_batch", both, [*square, *angles(2, 1, 7, 16)]),
+        ("of_a_head", both, [*square, *angles(3, 7, 16)]),
+        ("of_a_batch_and_head", both, [*square, *angles(2, 3, 7, 16)]),
+        ("mask", both, [*square, *angles(7, 16), randn(2, 1, 7, 7, dtype=torch.bool)]),
+        ("causal", partial(both, causal=True), [*square, *angles(7, 16)]),
+        ("gqa", both, [qkv(2, 6)[0], *qkv(2, 2, s=7)[1:], *angles(7, 16)]),
+        ("width_2", both, [*qkv(2, 3, s=7, e=2), *angles(7, 2)]),
+        ("width_42", both, [*qkv(2, 3, s=7, e=42), *angles(7, 42)]),
+        ("length_197", both, [*qkv(1, 2, l=197, s=197, e=64, v=64), *angles(197, 64)]),
+        ("packed", from_packed, [randn(2, 7, 144), *angles(7, 16)]),
+        ("written", written, [*square, *angles(7, 16)]),
+        ("returned", returned, [*square, *angles(7, 16)]),
+        ("sliced", both, [*(x[:, 1:, ::2, 4:12] for x in qkv(2, 4, l=13, s=13)), *angles(7, 8)]),
+    ]
+    for name, function, inputs in table:
+        yield Case(f"rotary-{name}", function, inputs)
+        if name in ("length_197", "width_42", "mask"):
+            half = [x if x.dtype == torch.bool else x.bfloat16() for x in inputs]
+            yield Case(f"rotary-{name}-bfloat16", function, half)
+    yield Case(
+        "rotary-dynamic",
+        from_packed,
+        [randn(2, 7, 144), *angles(7, 16)],
+        dynamic=True,
+        others=[[randn(3, 12, 144), *angles(12, 16)]],
+    )
+
+
 def symbolic() -> Iterator[Case]:
     table: list[tuple[str, Any, list[torch.Tensor], list[torch.Tensor]]] = [
         ("plain", attend, qkv(2, 3), qkv(4, 5, l=12, s=3)),
@@ -304,6 +384,7 @@ CASES = grouped(
             *variations(),
             *layouts(),
             *written(),
+            *rotary(),
             *modules(),
             *functions(),
             *symbolic(),

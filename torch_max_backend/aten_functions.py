@@ -26,6 +26,7 @@ from torch_max_backend.ops import (
     normalization,
     quantization,
     random,
+    rotary,
     shape,
     sorting,
     transcendental,
@@ -1072,6 +1073,14 @@ def torch_max_backend_rms_norm(
     """rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, float eps) -> Tensor"""
     out = normalization.rms_norm(input, normalized_shape, weight, eps)
     return arithmetic.cast_value(out, to_max(expected().dtype))
+
+
+@lowering(torch.ops.torch_max_backend.rotary_embedding.default)
+def torch_max_backend_rotary_embedding(
+    x: TensorValue, sin: TensorValue, cos: TensorValue, first: int
+) -> TensorValue:
+    """rotary_embedding(Tensor x, Tensor sin, Tensor cos, int first) -> Tensor"""
+    return rotary.rotary_embedding(x, sin, cos, first)
 
 
 @lowering(torch.ops.torch_max_backend.softmax_attention.default)

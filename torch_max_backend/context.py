@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from torch_max_backend.dims import IntLike, to_dim, to_int_or_dim
 from torch_max_backend.options import MaxOptions
-from torch_max_backend.views import view_of
+from torch_max_backend.views import View, same_sizes, view_of
 
 aten = torch.ops.aten
 
@@ -96,15 +96,44 @@ class Strided:
     offset: IntLike
 
 
+@dataclass(frozen=True)
+class Rotation:
+    """Rotary position embedding of an operand's rows from ``first`` on."""
+
+    sin: TensorValue
+    cos: TensorValue
+    first: int
+
+
 def strided_operand(index: int) -> Strided | None:
     """How an argument of the node lies in the value it is a view of; None where it is no view."""
+    argument = _argument(index)
+    view = view_of(argument) if argument is not None else None
+    return None if view is None or view.base is argument else _strided(view)
+
+
+def rotated_operand(index: int) -> tuple[Strided, Rotation] | None:
+    """How an argument of the node lies before its rotation, and the rotation; None where it is not
+    the result of one."""
+    argument = _argument(index)
+    view = view_of(argument) if argument is not None else None
+    if view is None or view.base.target is not torch.ops.torch_max_backend.rotary_embedding.default:
+        return None
+    if not view.dense() or not same_sizes(view.sizes, view.base.meta["val"].shape):
+        return None
+    arguments: Any = view.base.args
+    x, sin, cos, first = arguments
+    values = _values.get()
+    return _strided(view_of(x)), Rotation(values[sin], values[cos], first)
+
+
+def _argument(index: int) -> Node | None:
     node = _node.get(None)
     argument = node.args[index] if node is not None else None
-    if not isinstance(argument, Node):
-        return None
-    view = view_of(argument)
-    if view.base is argument:
-        return None
+    return argument if isinstance(argument, Node) else None
+
+
+def _strided(view: View) -> Strided:
     strides = tuple(to_int_or_dim(stride) for stride in view.strides)
     return Strided(_values.get()[view.base], strides, to_int_or_dim(view.offset))
 

@@ -11,6 +11,7 @@ from std.runtime import parallelism_level
 from std.sys import size_of
 from max.algorithm import sync_parallelize
 from .packing import pack_columns, pack_rows, split_row
+from .rotation import Rotation
 from .rounding import rounded
 from .softmax import softmax_row
 from .tasks import Tasks, Turn
@@ -55,6 +56,8 @@ struct Attention[dtype: DType](Copyable, ImplicitlyCopyable, Movable):
     var query: Operand
     var key: Operand
     var value: Operand
+    var query_rotation: Rotation
+    var key_rotation: Rotation
     var bias: Bias[Self.dtype]
     var output: Operand
     var batch: Int
@@ -71,7 +74,7 @@ struct Attention[dtype: DType](Copyable, ImplicitlyCopyable, Movable):
 
 struct Scratch[dtype: DType](Movable):
     """What a worker needs at a time: a head's keys and values packed, a tile of queries, their
-    scores, weights and results."""
+    scores, weights and results, and some rows that are rotated."""
 
     var keys: UnitPointer[Self.dtype]
     var values: UnitPointer[Self.dtype]
@@ -79,6 +82,8 @@ struct Scratch[dtype: DType](Movable):
     var scores: SumPointer[Self.dtype]
     var weights: UnitPointer[Self.dtype]
     var result: SumPointer[Self.dtype]
+    var rotated: BytePointer
+    var rotated_row: Int
     var depth: Int
     var key_stride: Int
     var value_stride: Int
@@ -91,11 +96,14 @@ struct Scratch[dtype: DType](Movable):
         self.value_stride = ceildiv(call.value_width, width) * width
         self.places = lines_of[Self.dtype](self.key_stride)
         var query = ceildiv(ROWS * self.depth, width) * width
+        var row = units_of[Self.dtype](call.width)
+        self.rotated_row = row * size_of[UNIT[Self.dtype]]()
         self.keys = unsafe_alloc[Scalar[UNIT[Self.dtype]]](
             self.depth * self.key_stride
             + self.places * self.value_stride
             + query
-            + ROWS * (2 * self.key_stride + self.value_stride),
+            + ROWS * (2 * self.key_stride + self.value_stride)
+            + max(ROWS, width) * row,
             alignment=64,
         )
         self.values = self.keys.unsafe_offset(self.depth * self.key_stride)
@@ -105,6 +113,8 @@ struct Scratch[dtype: DType](Movable):
         self.weights = scores.unsafe_offset(ROWS * self.key_stride)
         var result = self.weights.unsafe_offset(ROWS * self.key_stride)
         self.result = result.unsafe_bitcast[Scalar[SUM[Self.dtype]]]()
+        var rotated = result.unsafe_offset(ROWS * self.value_stride)
+        self.rotated = rotated.unsafe_bitcast[UInt8]()
 
     def free(self):
         self.keys.unsafe_free()
@@ -135,14 +145,7 @@ def _rows_of_a_head[
 ](call: Attention[dtype], scratch: Scratch[dtype], mut turn: Turn, b: Int, h: Int):
     """The worker's parts of a head's queries."""
     var key_head = h // (call.heads // call.key_heads)
-    pack_columns[dtype](
-        call.key.rows_of(b, key_head),
-        call.key.row,
-        call.keys,
-        call.width,
-        scratch.keys,
-        scratch.key_stride,
-    )
+    _pack_keys[dtype](call, scratch, b, key_head)
     pack_rows[dtype](
         call.value.rows_of(b, key_head),
         call.value.row,
@@ -161,17 +164,48 @@ def _rows_of_a_head[
         more = turn.next_part()
 
 
+def _pack_keys[
+    dtype: DType
+](call: Attention[dtype], scratch: Scratch[dtype], b: Int, h: Int):
+    var source = call.key.rows_of(b, h)
+    var stride = scratch.key_stride
+    if not call.key_rotation.present:
+        pack_columns[dtype](source, call.key.row, call.keys, call.width, scratch.keys, stride)
+        return
+    comptime width = WIDTH[dtype]
+    for first in range(0, call.keys, width):
+        var rows = min(width, call.keys - first)
+        for i in range(rows):
+            call.key_rotation.rotate[dtype](
+                b,
+                h,
+                first + i,
+                call.width,
+                source.unsafe_offset((first + i) * call.key.row),
+                scratch.rotated.unsafe_offset(i * scratch.rotated_row),
+            )
+        pack_columns[dtype](
+            scratch.rotated,
+            scratch.rotated_row,
+            rows,
+            call.width,
+            scratch.keys.unsafe_offset(first),
+            stride,
+        )
+
+
 def _rows_of_a_tile[
     dtype: DType
 ](call: Attention[dtype], scratch: Scratch[dtype], b: Int, h: Int, row: Int, present: Int):
     comptime width = WIDTH[dtype]
     var queries = call.query.rows_of(b, h)
-    for i in range(ROWS):  # the last row again where there are fewer
-        split_row[dtype](
-            queries.unsafe_offset((row + min(i, present - 1)) * call.query.row),
-            call.width,
-            scratch.query.unsafe_offset(i * scratch.depth),
-        )
+    for i in range(ROWS):
+        var place = row + min(i, present - 1)  # the last row again where there are fewer
+        var query = queries.unsafe_offset(place * call.query.row)
+        if call.query_rotation.present:
+            call.query_rotation.rotate[dtype](b, h, place, call.width, query, scratch.rotated)
+            query = scratch.rotated
+        split_row[dtype](query, call.width, scratch.query.unsafe_offset(i * scratch.depth))
     var keys = min(call.keys, row + present) if call.causal else call.keys
     var padded = ceildiv(keys, width) * width
     var places = lines_of[dtype](keys)

@@ -18,6 +18,7 @@ from .functions import activate
 from .matmul import COLUMNS_FIRST, DEPTH_FIRST, IN_PANELS, Product, matmul
 from .normalization import Factors, Rows, normalize
 from .quantization import QuantizedRows, quantize_rows
+from .rotation import Rotation
 from .rounding import rounded
 from .units import SUM
 
@@ -262,60 +263,18 @@ struct Concat:
 
 
 @register("torch_max_backend.attention")
-struct PlainAttention:
+struct DotProductAttention:
     """(B, L, H, F) output of queries, keys and values given by their bases, offsets and strides
-    over batch, heads and rows, in numbers; E is the width of queries and keys."""
+    over batch, heads and rows, in numbers; E is the width of queries and keys.
+
+    Where ``masked``, a float32 bias (B or 1, H or 1, L or 1, S) is added to the scores; a row whose
+    scores are all -inf gives ``empty``. Rotated rows have sines and cosines in float32, (B or 1,
+    H or 1, rows from the first one to be rotated on, E).
+    """
 
     @staticmethod
     def execute[
-        target: StaticString
-    ](
-        output: OutputTensor[rank=4, ...],
-        query: InputTensor[dtype=output.dtype, rank=1, ...],
-        q_offset: Int64,
-        q_batch: Int64,
-        q_head: Int64,
-        q_row: Int64,
-        key: InputTensor[dtype=output.dtype, rank=1, ...],
-        k_offset: Int64,
-        k_batch: Int64,
-        k_head: Int64,
-        k_row: Int64,
-        value: InputTensor[dtype=output.dtype, rank=1, ...],
-        v_offset: Int64,
-        v_batch: Int64,
-        v_head: Int64,
-        v_row: Int64,
-        key_heads: Int64,
-        keys: Int64,
-        width: Int64,
-        scale: Float32,
-        causal: Int64,
-        ctx: DeviceContext,
-    ) raises:
-        _attend(
-            output,
-            _operand(query, q_offset, q_batch, q_head, q_row),
-            _operand(key, k_offset, k_batch, k_head, k_row),
-            _operand(value, v_offset, v_batch, v_head, v_row),
-            Bias[output.dtype](_start[SUM[output.dtype]](query), False, 0, 0, 0),
-            Int(key_heads),
-            Int(keys),
-            Int(width),
-            scale,
-            causal != 0,
-            0,
-        )
-
-
-@register("torch_max_backend.masked_attention")
-struct MaskedAttention:
-    """Attention with a float32 bias (B or 1, H or 1, L or 1, S) that is added to the scores; a row
-    whose scores are all -inf gives ``empty``."""
-
-    @staticmethod
-    def execute[
-        target: StaticString
+        masked: Bool, rotated_queries: Bool, rotated_keys: Bool, target: StaticString
     ](
         output: OutputTensor[rank=4, ...],
         query: InputTensor[dtype=output.dtype, rank=1, ...],
@@ -339,30 +298,35 @@ struct MaskedAttention:
         scale: Float32,
         causal: Int64,
         empty: Float32,
-        bias: InputTensor[dtype=DType.float32, rank=4, ...],
+        bias: InputTensor[...],
+        q_sin: InputTensor[...],
+        q_cos: InputTensor[...],
+        q_first: Int64,
+        k_sin: InputTensor[...],
+        k_cos: InputTensor[...],
+        k_first: Int64,
         ctx: DeviceContext,
     ) raises:
-        var row = bias.dim_size(3)
-        var head = bias.dim_size(2) * row
-        var added = Bias[output.dtype](
-            _start[SUM[output.dtype]](bias),
-            True,
-            0 if bias.dim_size(0) == 1 else bias.dim_size(1) * head,
-            0 if bias.dim_size(1) == 1 else head,
-            0 if bias.dim_size(2) == 1 else row,
-        )
-        _attend(
-            output,
-            _operand(query, q_offset, q_batch, q_head, q_row),
-            _operand(key, k_offset, k_batch, k_head, k_row),
-            _operand(value, v_offset, v_batch, v_head, v_row),
-            added,
-            Int(key_heads),
-            Int(keys),
-            Int(width),
-            scale,
-            causal != 0,
-            empty,
+        attention[output.dtype](
+            Attention[output.dtype](
+                _operand(query, q_offset, q_batch, q_head, q_row),
+                _operand(key, k_offset, k_batch, k_head, k_row),
+                _operand(value, v_offset, v_batch, v_head, v_row),
+                _rotation[rotated_queries](q_sin, q_cos, q_first),
+                _rotation[rotated_keys](k_sin, k_cos, k_first),
+                _bias[output.dtype, masked](bias),
+                _target(output),
+                output.dim_size(0),
+                output.dim_size(2),
+                Int(key_heads),
+                output.dim_size(1),
+                Int(keys),
+                Int(width),
+                output.dim_size(3),
+                scale.cast[SUM[output.dtype]](),
+                causal != 0,
+                empty.cast[SUM[output.dtype]](),
+            )
         )
 
 
@@ -449,38 +413,31 @@ def _axis[
 
 
 @always_inline
-def _attend(
-    output: OutputTensor[rank=4, ...],
-    query: Operand,
-    key: Operand,
-    value: Operand,
-    bias: Bias[output.dtype],
-    key_heads: Int,
-    keys: Int,
-    width: Int,
-    scale: Float32,
-    causal: Bool,
-    empty: Float32,
-):
-    attention[output.dtype](
-        Attention[output.dtype](
-            query,
-            key,
-            value,
-            bias,
-            _target(output),
-            output.dim_size(0),
-            output.dim_size(2),
-            key_heads,
-            output.dim_size(1),
-            keys,
-            width,
-            output.dim_size(3),
-            scale.cast[SUM[output.dtype]](),
-            causal,
-            empty.cast[SUM[output.dtype]](),
-        )
-    )
+def _bias[dtype: DType, present: Bool](x: InputTensor[...]) -> Bias[dtype]:
+    var start = _start[SUM[dtype]](x)
+    comptime if present:
+        return Bias[dtype](start, True, _stride(x, 0), _stride(x, 1), _stride(x, 2))
+    else:
+        return Bias[dtype](start, False, 0, 0, 0)
+
+
+@always_inline
+def _rotation[present: Bool](sin: InputTensor[...], cos: InputTensor[...], first: Int64) -> Rotation:
+    var sines = _start[DType.float32](sin)
+    var cosines = _start[DType.float32](cos)
+    comptime if present:
+        return Rotation(sines, cosines, True, Int(first), _stride(sin, 0), _stride(sin, 1))
+    else:
+        return Rotation(sines, cosines, False, 0, 0, 0)
+
+
+@always_inline
+def _stride(x: InputTensor[...], axis: Int) -> Int:
+    """Of a dense tensor's axis, in numbers; 0 where it is broadcast."""
+    var stride = 0 if x.dim_size(axis) == 1 else 1
+    for i in range(axis + 1, x.rank):
+        stride *= x.dim_size(i)
+    return stride
 
 
 @always_inline

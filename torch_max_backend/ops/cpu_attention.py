@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from max.dtype import DType
 from max.graph import DeviceRef, TensorType, TensorValue, ops
 
 from torch_max_backend import context
+from torch_max_backend.context import Strided
 from torch_max_backend.dims import dim_value, static
 from torch_max_backend.ops.matmul import takes_bfloat16
 from torch_max_backend.ops.rounding import cast
 from torch_max_backend.ops.shape import agree, broadcast, permute, reshape
+from torch_max_backend.views import dense_strides
 
 
 def takes(q: TensorValue, k: TensorValue, v: TensorValue) -> bool:
@@ -40,31 +41,56 @@ def cpu_attention(
     host = DeviceRef.CPU()
     dtype = q.dtype if takes_bfloat16(q) else DType.float32
     values: list[TensorValue] = []
+    rotations: list[context.Rotation | None] = []
     for place, x in enumerate((q, k, v)):
-        values += _operand(place, cast(x, dtype))
+        lies, rotation = _operand(place, cast(x, dtype))
+        values += [reshape(lies.base, [-1]), dim_value(lies.offset)]
+        values += [dim_value(stride) for stride in lies.strides[:3]]
+        rotations.append(rotation)
+    nothing = values[0]
     values += [dim_value(k.shape[1]), dim_value(k.shape[2]), dim_value(q.shape[3])]
     values.append(ops.constant(scale, DType.float32, device=host))
     values.append(dim_value(int(causal)))
-    name = "torch_max_backend.attention"
-    if mask is not None:
-        name = "torch_max_backend.masked_attention"
-        values.append(ops.constant(empty_rows, DType.float32, device=host))
-        values.append(_bias(agree(mask, [*list(q.shape)[:3], k.shape[2]]), k))
+    values.append(ops.constant(empty_rows, DType.float32, device=host))
+    masked = mask is not None
+    scores = [*list(q.shape)[:3], k.shape[2]]
+    values.append(nothing if mask is None else _bias(agree(mask, scores), k))
+    for x, rotation in zip((q, k), rotations, strict=False):
+        values += _tables(rotation, x) if rotation else [nothing, nothing, dim_value(0)]
     kind = TensorType(dtype, [q.shape[0], q.shape[2], q.shape[1], v.shape[3]], host)
-    out = permute(ops.custom(name, host, values, [kind])[0].tensor, [0, 2, 1, 3])
-    return cast(out, q.dtype)
+    parameters = {
+        "masked": masked,
+        "rotated_queries": rotations[0] is not None,
+        "rotated_keys": rotations[1] is not None,
+    }
+    (out,) = ops.custom("torch_max_backend.attention", host, values, [kind], parameters)
+    return cast(permute(out.tensor, [0, 2, 1, 3]), q.dtype)
 
 
-def _operand(place: int, x: TensorValue) -> Sequence[TensorValue]:
-    """The numbers, and where element (b, h, i, 0) is: an offset and three strides."""
+def _operand(place: int, x: TensorValue) -> tuple[Strided, context.Rotation | None]:
+    """How the node's argument lies in memory, where its rows do, and what is to be done to them;
+    ``x`` is what it is lowered to."""
+    rotated = context.rotated_operand(place)
+    if rotated is not None and _has_dense_rows(rotated[0], x.dtype):
+        return rotated
     view = context.strided_operand(place)
-    fits = view is not None and view.base.dtype == x.dtype and len(view.strides) == 4
-    if view is not None and fits and static(view.strides[3]) == 1:
-        base, offset, strides = view.base, view.offset, list(view.strides[:3])
-    else:
-        _, _, length, width = x.shape
-        base, offset, strides = x, 0, [x.shape[1] * length * width, length * width, width]
-    return [reshape(base, [-1]), dim_value(offset), *(dim_value(stride) for stride in strides)]
+    if view is not None and _has_dense_rows(view, x.dtype):
+        return view, None
+    return Strided(x, dense_strides(list(x.shape)), 0), None
+
+
+def _has_dense_rows(x: Strided, dtype: DType) -> bool:
+    return x.base.dtype == dtype and len(x.strides) == 4 and static(x.strides[3]) == 1
+
+
+def _tables(rotation: context.Rotation, x: TensorValue) -> list[TensorValue]:
+    """Sines and cosines in float32, (B or 1, H or 1, L - first, E), and how many rows are first."""
+    tables = []
+    for table in (rotation.sin, rotation.cos):
+        table = ops.cast(table, DType.float32)
+        table = reshape(table, [*([1] * (4 - table.rank)), *table.shape])
+        tables.append(agree(table, [*list(x.shape)[:2], *list(table.shape)[2:]]))
+    return [*tables, dim_value(rotation.first)]
 
 
 def _bias(mask: TensorValue, k: TensorValue) -> TensorValue:

@@ -10,6 +10,7 @@ from torch_max_backend.passes.constant_folding import fold_constants
 from torch_max_backend.passes.linear_gelu import fuse_linear_gelu
 from torch_max_backend.passes.nested_regions import inline_nested_regions
 from torch_max_backend.passes.patch_embedding import keep_patches_in_rows
+from torch_max_backend.passes.rotary_embedding import fuse_rotary_embedding
 from torch_max_backend.passes.row_quantization import fuse_row_quantization
 from torch_max_backend.passes.signed_int_mm import sign_int_mm
 from torch_max_backend.passes.tensor_assertions import drop_tensor_assertions
@@ -20,6 +21,7 @@ PASSES: tuple[Callable[[GraphModule], None], ...] = (
     drop_tensor_assertions,
     fold_constants,
     fuse_written_attention,
+    fuse_rotary_embedding,
     fuse_linear_gelu,
     keep_patches_in_rows,
     fuse_row_quantization,

@@ -33,6 +33,7 @@ _library.define(
     "quantize_rows(Tensor x, float divisor, float eps, *, str activation='none')"
     " -> (Tensor, Tensor)"
 )
+_library.define("rotary_embedding(Tensor x, Tensor sin, Tensor cos, int first) -> Tensor")
 _library.define(
     "softmax_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor"
 )
@@ -116,6 +117,16 @@ def quantize_rows(
         x = F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
     scale = (x.abs().amax(-1, keepdim=True) / divisor).clamp(eps).float()
     return (x * scale.reciprocal()).round().clamp(-128, 127).to(torch.int8), scale
+
+
+@torch.library.impl(_library, "rotary_embedding", "CompositeExplicitAutograd")
+def rotary_embedding(x: Tensor, sin: Tensor, cos: Tensor, first: int) -> Tensor:
+    """The rows of (..., length, width) from ``first`` on, each pair (i, i + width / 2) rotated by
+    the angle whose sine and cosine are given (Su et al., 2021); the others as they are."""
+    rows = x[..., first:, :].float()
+    a, b = rows.chunk(2, -1)
+    rotated = rows * cos.float() + torch.cat([-b, a], -1) * sin.float()
+    return torch.cat([x[..., :first, :], rotated.to(x.dtype)], -2)
 
 
 @torch.library.impl(_library, "softmax_attention", "CompositeExplicitAutograd")
