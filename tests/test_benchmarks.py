@@ -35,7 +35,7 @@ from benchmarks.contestants import CONTESTANTS
 from benchmarks.results import Row
 from benchmarks.worker import WorkerError
 from tests.tracing import trace
-from torch_max_backend.passes import PASSES, fuse_linear_gelu
+from torch_max_backend.passes import PASSES, fuse_linear_activation
 
 
 def row(contestant, times, *, batch=8, resolution=224, model="vit-s", **values):
@@ -217,11 +217,13 @@ def test_passes_that_change_a_graph():
     fired = []
     with passes.only([passes.recorded(rewrite, fired) for rewrite in PASSES]):
         trace(torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.GELU()), torch.randn(3, 8))
-    assert fired == [fuse_linear_gelu]
+    assert fired == [fuse_linear_activation]
     assert PASSES == torch_max_backend.passes.PASSES
     found = dict(passes.without_each(PASSES, fired))
-    assert list(found) == ["fuse_linear_gelu"]
-    assert [*found["fuse_linear_gelu"]] == [rewrite for rewrite in PASSES if rewrite not in fired]
+    assert list(found) == ["fuse_linear_activation"]
+    assert [*found["fuse_linear_activation"]] == [
+        rewrite for rewrite in PASSES if rewrite not in fired
+    ]
 
 
 def test_steps_of_a_layer_are_the_layer():

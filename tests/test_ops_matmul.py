@@ -232,6 +232,7 @@ def linear_kernel() -> Iterator[Case]:
         "": lambda x: x,
         "_gelu": F.gelu,
         "_gelu_tanh": partial(F.gelu, approximate="tanh"),
+        "_silu": F.silu,
     }
     rows = (1, 2, 5, 6, 7, 97, 200, 391, 1600)
     for (name, activation), dtype in itertools.product(
@@ -251,7 +252,7 @@ def linear_kernel() -> Iterator[Case]:
                 dynamic="generic",
                 others=[[randn(m, k, dtype=dtype), weight, bias] for m in rows],
                 scale="tensor",
-                thorough=name == "_gelu_tanh" and k == 1101,
+                thorough=name in ("_gelu_tanh", "_silu") and k == 1101,
             )
     for name, activation in list(activations.items())[1:]:
         extremes = torch.tensor([0.0, 1e-30, 0.5, 3.0, 9.0, 13.0, 30.0, 1e30, math.nan, math.inf])

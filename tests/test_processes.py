@@ -241,7 +241,7 @@ def test_both_agree_bit_for_bit(cold, warm):
 def test_verbose_shows_the_graphs_and_the_kernels(cold):
     text = cold.stderr
     for part in (
-        "torch_max_backend.linear_gelu.default",  # the FX graph
+        "torch_max_backend.linear_activation.default",  # the FX graph
         "user_operators.tripled.default",
         "float32[5, 32]",
         "MAX graph of inference0",

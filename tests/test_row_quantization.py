@@ -38,14 +38,18 @@ def test_every_linear_layer_of_a_vit_that_torchao_quantised(dtype, dynamic):
     assert fused(model, torch.randn(2, 3, 8, 8, dtype=dtype), dynamic=dynamic) == 2 * 4
 
 
-@pytest.mark.parametrize("approximate", ["none", "tanh"])
-def test_a_gelu_before_it_goes_with_it(approximate):
-    layer = nn.Sequential(nn.GELU(approximate), nn.Linear(8, 4)).eval()
+ACTIVATIONS = {"gelu": nn.GELU(), "gelu_tanh": nn.GELU("tanh"), "silu": nn.SiLU()}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_before_it_goes_with_it(name):
+    layer = nn.Sequential(ACTIVATIONS[name], nn.Linear(8, 4)).eval()
     quantize_(layer, Int8DynamicActivationInt8WeightConfig())
     graph = trace(layer, torch.randn(2, 3, 8)).graph
     (node,) = graph.find_nodes(op="call_function", target=FUSED)
-    assert node.kwargs == {"activation": "gelu" if approximate == "none" else "gelu_tanh"}
+    assert node.kwargs == {"activation": name}
     assert not graph.find_nodes(op="call_function", target=aten.gelu.default)
+    assert not graph.find_nodes(op="call_function", target=aten.silu.default)
 
 
 def test_a_gelu_that_is_used_elsewhere_stays():

@@ -1008,12 +1008,11 @@ def torch_max_backend_attention(
     return attention_ops.attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
 
 
-@lowering(torch.ops.torch_max_backend.linear_gelu.default)
-def torch_max_backend_linear_gelu(
-    input: TensorValue, weight: TensorValue, bias: TensorValue, *, approximate: str = "none"
+@lowering(torch.ops.torch_max_backend.linear_activation.default)
+def torch_max_backend_linear_activation(
+    input: TensorValue, weight: TensorValue, bias: TensorValue, *, activation: str
 ) -> TensorValue:
-    """linear_gelu(Tensor input, Tensor weight, Tensor bias, *, str approximate="none") -> Tensor"""
-    activation = "gelu" if approximate == "none" else "gelu_tanh"
+    """linear_activation(Tensor input, Tensor weight, Tensor bias, *, str activation) -> Tensor"""
     return matmul_ops.biased_linear(input, weight, bias, activation)
 
 

@@ -79,20 +79,38 @@ def gelu_tanh[
     """Its approximation x * (1 + tanh(u)) / 2 = x * sigmoid(2 u), u a cubic of x."""
     comptime Vector = SIMD[DType.float32, width]
     comptime SLOPE = Vector(1.5957691216057308 * LOG2_E)  # 2 sqrt(2 / pi)
-    var u = x * SLOPE * (x * x).fma(Vector(0.044715), Vector(1))
+    return x * _logistic[dtype](x * SLOPE * (x * x).fma(Vector(0.044715), Vector(1)))
+
+
+@always_inline
+def silu[
+    dtype: DType, width: Int
+](x: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
+    """x * sigmoid(x) (Elfwing et al., 2017)."""
+    return x * _logistic[dtype](x * SIMD[DType.float32, width](LOG2_E))
+
+
+@always_inline
+def _logistic[
+    dtype: DType, width: Int
+](u: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
+    """1 / (1 + 2^-u)."""
+    comptime Vector = SIMD[DType.float32, width]
     var e = power_of_two[dtype, width](-abs(u))
-    return x * x.lt(0).select(e, Vector(1)) / (e + 1)
+    return u.lt(0).select(e, Vector(1)) / (e + 1)
 
 
 @always_inline
 def activate[
     name: StaticString, dtype: DType, width: Int
 ](x: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
-    """The function of that name: "none", "gelu" or "gelu_tanh"."""
+    """The function of that name, as passes/matching.py has it, or "none"."""
     comptime if name == "gelu":
         return gelu[dtype](x)
     elif name == "gelu_tanh":
         return gelu_tanh[dtype](x)
+    elif name == "silu":
+        return silu[dtype](x)
     else:
         comptime assert name == "none", "no such activation"
         return x

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch.fx import GraphModule
 
 from torch_max_backend.passes.constant_folding import fold_constants
-from torch_max_backend.passes.linear_gelu import fuse_linear_gelu
+from torch_max_backend.passes.linear_activation import fuse_linear_activation
 from torch_max_backend.passes.nested_regions import inline_nested_regions
 from torch_max_backend.passes.patch_embedding import keep_patches_in_rows
 from torch_max_backend.passes.rotary_embedding import fuse_rotary_embedding
@@ -22,7 +22,7 @@ PASSES: tuple[Callable[[GraphModule], None], ...] = (
     fold_constants,
     fuse_written_attention,
     fuse_rotary_embedding,
-    fuse_linear_gelu,
+    fuse_linear_activation,
     keep_patches_in_rows,
     fuse_row_quantization,
     sign_int_mm,

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
+
+aten = torch.ops.aten
+
+
+def activation_of(node: Any) -> str | None:
+    """How kernels/functions.mojo names the function of a call of an activation; None for others."""
+    if not isinstance(node, Node):
+        return None
+    if node.target is aten.gelu.default:
+        return "gelu" if node.kwargs.get("approximate", "none") == "none" else "gelu_tanh"
+    return "silu" if node.target is aten.silu.default else None
 
 
 def arguments(node: Any, target: Any) -> Any:

@@ -6,7 +6,8 @@ Background mode answers with these while MAX compiles; lowered graphs never call
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ PANEL = 64
 
 _library = torch.library.Library("torch_max_backend", "FRAGMENT")
 _library.define(
-    "linear_gelu(Tensor input, Tensor weight, Tensor bias, *, str approximate='none') -> Tensor"
+    "linear_activation(Tensor input, Tensor weight, Tensor bias, *, str activation) -> Tensor"
 )
 _library.define("pack_weight(Tensor weight) -> Tensor")
 _library.define(
@@ -39,12 +40,19 @@ _library.define(
 )
 
 
-@torch.library.impl(_library, "linear_gelu", "CompositeExplicitAutograd")
-def linear_gelu(
-    input: Tensor, weight: Tensor, bias: Tensor, *, approximate: str = "none"
-) -> Tensor:
-    """GELU of a linear layer over (M, K), (N, K), (N)."""
-    return F.gelu(F.linear(input, weight, bias), approximate=approximate)
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+}
+"""What kernels/functions.mojo computes under these names."""
+
+
+@torch.library.impl(_library, "linear_activation", "CompositeExplicitAutograd")
+def linear_activation(input: Tensor, weight: Tensor, bias: Tensor, *, activation: str) -> Tensor:
+    """The activation of a linear layer over (M, K), (N, K), (N)."""
+    return _ACTIVATIONS[activation](F.linear(input, weight, bias))
 
 
 @torch.library.impl(_library, "pack_weight", "CompositeExplicitAutograd")
@@ -93,10 +101,7 @@ def packed_linear(
     weight = _unpacked(panels, (features, input.shape[1]))
     if input.dtype == torch.int8:
         return torch._int_mm(input, weight.T)
-    out = F.linear(input, weight, bias)
-    if activation == "none":
-        return out
-    return F.gelu(out, approximate="tanh" if activation == "gelu_tanh" else "none")
+    return _ACTIVATIONS[activation](F.linear(input, weight, bias))
 
 
 @torch.library.impl(_library, "patch_embedding", "CompositeExplicitAutograd")
@@ -111,10 +116,8 @@ def quantize_rows(
     x: Tensor, divisor: float, eps: float, *, activation: str = "none"
 ) -> tuple[Tensor, Tensor]:
     """int8 numbers and, for the last axis, their float32 scales: the largest magnitude over
-    ``divisor`` in the dtype of x, at least ``eps``; after a GELU where ``activation`` is "gelu" or
-    "gelu_tanh"."""
-    if activation != "none":
-        x = F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+    ``divisor`` in the dtype of x, at least ``eps``; of what the activation makes of x."""
+    x = _ACTIVATIONS[activation](x)
     scale = (x.abs().amax(-1, keepdim=True) / divisor).clamp(eps).float()
     return (x * scale.reciprocal()).round().clamp(-128, 127).to(torch.int8), scale
 
@@ -122,11 +125,12 @@ def quantize_rows(
 @torch.library.impl(_library, "rotary_embedding", "CompositeExplicitAutograd")
 def rotary_embedding(x: Tensor, sin: Tensor, cos: Tensor, first: int) -> Tensor:
     """The rows of (..., length, width) from ``first`` on, each pair (i, i + width / 2) rotated by
-    the angle whose sine and cosine are given (Su et al., 2021); the others as they are."""
+    the angle whose sine and cosine are given (Su et al., 2021); the others as they are. Laid out as
+    x, or dense where rows are joined, as by whoever writes it out."""
     rows = x[..., first:, :].float()
     a, b = rows.chunk(2, -1)
-    rotated = rows * cos.float() + torch.cat([-b, a], -1) * sin.float()
-    return torch.cat([x[..., :first, :], rotated.to(x.dtype)], -2)
+    rotated = (rows * cos.float() + torch.cat([-b, a], -1) * sin.float()).to(x.dtype)
+    return torch.cat([x[..., :first, :], rotated], -2) if first else rotated
 
 
 @torch.library.impl(_library, "softmax_attention", "CompositeExplicitAutograd")

@@ -55,10 +55,9 @@ class _Layer:
 
 def _layer(node: Node) -> _Layer | None:
     arguments: Any = node.args
-    if node.target is ours.linear_gelu.default:
+    if node.target is ours.linear_activation.default:
         input, weight, bias = arguments
-        tanh = node.kwargs.get("approximate", "none") == "tanh"
-        return _Layer(input, weight, bias, turned=True, activation="gelu_tanh" if tanh else "gelu")
+        return _Layer(input, weight, bias, turned=True, activation=str(node.kwargs["activation"]))
     if node.target is aten.addmm.default and not node.kwargs:
         bias, input, right = arguments
         is_row = bias.meta["val"].shape == right.meta["val"].shape[1:]

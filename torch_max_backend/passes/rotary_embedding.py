@@ -49,26 +49,28 @@ def fuse_rotary_embedding(gm: GraphModule) -> None:
 
 
 def _rotation(sum_: Node) -> tuple[Node, Node, Node] | None:
-    """x, sin and cos of x * cos + rotate_half(x) * sin."""
+    """x, sin and cos of x * cos + rotate_half(x) * sin. In this order: a sum is laid out as its
+    first operand, which eager PyTorch's answer depends on in background mode."""
     result = sum_.meta["val"]
     if result.device.type != "cpu" or result.ndim != 4 or sum_.kwargs:
         return None
-    for straight, turned in _both_orders(sum_, aten.add.Tensor):
-        for half_turned, sin in _both_orders(turned, aten.mul.Tensor):
-            for x, cos in _both_orders(straight, aten.mul.Tensor):
-                if (
-                    _same_dtypes(sum_, x, half_turned)
-                    and _is_half_turn(half_turned, view_of(x))
-                    and _is_table(sin, x)
-                    and _is_table(cos, x)
-                    and same_sizes(sin.meta["val"].shape, cos.meta["val"].shape)
-                ):
-                    return x, sin, cos
+    straight, turned = sum_.args
+    for half_turned, sin in _factors(turned):
+        for x, cos in _factors(straight):
+            if (
+                _same_dtypes(sum_, x, half_turned)
+                and _is_half_turn(half_turned, view_of(x))
+                and _is_table(sin, x)
+                and _is_table(cos, x)
+                and same_sizes(sin.meta["val"].shape, cos.meta["val"].shape)
+            ):
+                return x, sin, cos
     return None
 
 
-def _both_orders(node: Any, target: Any) -> Iterator[tuple[Node, Node]]:
-    if isinstance(node, Node) and node.target is target:
+def _factors(node: Any) -> Iterator[tuple[Node, Node]]:
+    """The two factors of a product, in both orders."""
+    if isinstance(node, Node) and node.target is aten.mul.Tensor:
         a, b = node.args
         if isinstance(a, Node) and isinstance(b, Node):
             yield a, b

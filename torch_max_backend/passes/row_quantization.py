@@ -1,7 +1,7 @@
 """Activations to int8 with a scale per row, as torchao writes it, as one operator on CPU.
 
-Written out it goes through the activations eight times, the kernel does once; a GELU before it is
-computed on the way.
+Written out it goes through the numbers eight times, the kernel does once; a GELU or SiLU before it
+is computed on the way.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 
 from torch_max_backend.context import is_zero
 from torch_max_backend.passes import operators  # noqa: F401  defines quantize_rows
-from torch_max_backend.passes.matching import arguments
+from torch_max_backend.passes.matching import activation_of, arguments
 from torch_max_backend.views import same_sizes
 
 aten = torch.ops.aten
@@ -60,7 +60,7 @@ def fuse_row_quantization(gm: GraphModule) -> None:
 
 def _replace(gm: GraphModule, found: _Quantization) -> None:
     graph, scale = gm.graph, found.scale
-    rows, activation = _before_gelu(gm, found)
+    rows, activation = _before_activation(gm, found)
     both = graph.call_function(
         torch.ops.torch_max_backend.quantize_rows.default,
         (rows, scale.divisor, scale.eps),
@@ -79,21 +79,21 @@ def _replace(gm: GraphModule, found: _Quantization) -> None:
     scale.node.replace_all_uses_with(scales)
 
 
-def _before_gelu(gm: GraphModule, found: _Quantization) -> tuple[Any, str]:
-    """What the kernel reads and what it computes of it first: the argument of a GELU whose result
-    is used for nothing else."""
+def _before_activation(gm: GraphModule, found: _Quantization) -> tuple[Any, str]:
+    """What the kernel reads and what it computes of it first: the argument of an activation whose
+    result is used for nothing else."""
     source = found.scale.source
-    gelu = source.args[0] if source.target is aten.view.default else source
-    if not isinstance(gelu, Node) or gelu.target is not aten.gelu.default:
+    node = source.args[0] if source.target is aten.view.default else source
+    activation = activation_of(node)
+    if not isinstance(node, Node) or activation is None:
         return source, "none"
-    views = [user for user in gelu.users if user.target is aten.view.default]
-    users = {user for node in (gelu, *views) for user in node.users}
+    views = [user for user in node.users if user.target is aten.view.default]
+    users = {user for place in (node, *views) for user in place.users}
     if users != {*views, *found.scale.reductions, found.product}:
         return source, "none"
-    activation = "gelu" if gelu.kwargs.get("approximate", "none") == "none" else "gelu_tanh"
-    if source is gelu:
-        return gelu.args[0], activation
-    view = gm.graph.call_function(aten.view.default, (gelu.args[0], source.args[1]))
+    if source is node:
+        return node.args[0], activation
+    view = gm.graph.call_function(aten.view.default, (node.args[0], source.args[1]))
     view.meta = dict(source.meta)
     return view, activation
 
