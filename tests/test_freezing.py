@@ -25,6 +25,7 @@ from torch_max_backend import OptionError, compilation, max_backend, pipeline
 from torch_max_backend.frozen_part import FrozenPart
 from torch_max_backend.passes import packed_weights
 from vit import ViTConfig
+from vit.rope import rope_apply
 
 aten = torch.ops.aten
 ours = torch.ops.torch_max_backend
@@ -184,6 +185,23 @@ class Elsewhere(Attention):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return super().forward(x), self.key(x)
+
+
+class Rotated(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x).unflatten(-1, (-1, 8)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        angles = torch.arange(88.0).reshape(11, 8)
+        q, k = (rope_apply(t, angles.sin(), angles.cos()) for t in (q, k))
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+
+def test_projections_whose_queries_and_keys_are_rotated_are_joined():
+    frozen = check(Rotated(True, torch.float32), torch.randn(2, 11, 24))
+    assert frozen.count(ours.rotary_embedding.default) == 2
+    assert frozen.count(ours.packed_linear.default) == 1
 
 
 class OtherInput(Attention):

@@ -92,6 +92,13 @@ def package_model(made: exporting.Export) -> MaxCompiledModel:
     return load(made.path)
 
 
+@pytest.fixture(scope="module")
+def frozen(model: Model, tmp_path_factory: pytest.TempPathFactory) -> exporting.Export:
+    path = tmp_path_factory.mktemp("frozen") / "model.max"
+    arguments = (example(), EXTRA)
+    return export(model, arguments, path=path, dynamic_shapes=SHAPES, freeze=True, verify=True)
+
+
 def eager(model: Model, x: torch.Tensor) -> dict[str, Any]:
     with torch.no_grad():
         return model(x, EXTRA)
@@ -174,6 +181,30 @@ WRONG_CALLS = {
     ),
     "fixed": ([example(), 3.0, EXTRA["limit"]], r"exported as 2\.0, 3\.0 was given"),
 }
+
+
+@pytest.mark.parametrize("batch", [1, 8, 16])  # fewer than 6 rows would be dot products
+def test_frozen_weights(model: Model, frozen: exporting.Export, batch: int):
+    package, x = load(frozen.path), example(batch)
+    torch.testing.assert_close(package(x, EXTRA)["y"], eager(model, x)["y"])
+    metadata = load_metadata_from_package(frozen.path)
+    assert metadata["frozen"] == ["first.weight", "offset"]
+    assert metadata["unused"] == ["head.weight", "head.bias"]
+    names = [name for name in package.get_constant_fqns() if not name.startswith("frozen.")]
+    assert sorted(names) == ["calls", "first.bias", "second.bias"]
+    assert len(names) < len(package.get_constant_fqns())
+
+
+def test_a_buffer_that_a_frozen_model_changes(frozen: exporting.Export):
+    package = load(frozen.path)
+    before = package._constants["calls"].item()
+    package(example(), EXTRA)
+    assert package._constants["calls"].item() == before + 1
+
+
+def test_frozen_weights_stay(model: Model, frozen: exporting.Export):
+    with pytest.raises(ConstantsError, match=r"freeze=True.*export it again"):
+        load(frozen.path).load_constants(model.state_dict())
 
 
 @pytest.mark.parametrize("what", WRONG_CALLS)
@@ -461,6 +492,8 @@ def test_what_export_refuses(model: Model, tmp_path: Path):
         export(Model().train(), arguments, path=tmp_path / "a.max")
     with pytest.raises(ExportError, match="there is no folder"):
         export(model, arguments, path=tmp_path / "missing" / "a.max")
+    with pytest.raises(ExportError, match=r"freeze=True .* leave it out for gpu='sm_90'"):
+        export(model, arguments, path=tmp_path / "a.max", gpu="sm_90", freeze=True)
     with pytest.raises(ExportError, match="'embedded' or 'beside'"):
         export(model, arguments, path=tmp_path / "a.max", weights="none")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []

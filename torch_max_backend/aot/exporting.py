@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only, treespec_dumps
 from torch_max_backend import __version__
 from torch_max_backend.aot import package
 from torch_max_backend.aot.call_spec import CallSpec
+from torch_max_backend.aot.frozen_weights import freeze_weights
 from torch_max_backend.aot.gpu_target import (
     api_of,
     architecture_of,
@@ -87,6 +88,7 @@ def export(
     cpu: str = NATIVE,
     gpu: str | None = None,
     weights: Literal["embedded", "beside"] = "embedded",
+    freeze: bool = False,
     verify: bool = False,
     fallback: bool = False,
 ) -> Export:
@@ -104,11 +106,14 @@ def export(
         gpu: an architecture such as "sm_90" or "gfx942" that this machine need not have. The model
             and the inputs are on the CPU; the package takes and returns tensors on "cuda".
         weights: inside the package, or in ``<path>.<checksum>.safetensors`` beside it.
+        freeze: compute what depends on weights alone now, and pack the weights as products read
+            them: faster on small batches, but ``load_constants`` refuses.
         verify: loads the package again and compares its results with eager PyTorch's.
         fallback: where torch.export fails, try static sizes, then strict=False.
 
     Raises:
         ExportError: torch.export fails, the file cannot be written, or the results differ.
+        InputError: ``freeze`` for weights that were made under ``torch.inference_mode()``.
         UnsupportedOpsError, LoweringError, CompileError: as with torch.compile.
     """
     path = Path(path)
@@ -117,7 +122,7 @@ def export(
     if not path.parent.is_dir():
         raise ExportError(f"there is no folder {path.parent}; make it first")
     kwargs = dict(kwargs or {})
-    _check_target(cpu, gpu, device, verify)
+    _check_target(cpu, gpu, device, freeze, verify)
     if gpu is not None:
         gpu = architecture_of(gpu)
     if device is not None:
@@ -132,15 +137,21 @@ def export(
     gm = lowered.graph_module
     if gpu is not None:
         move_to_gpu(gm)
-    spec, constants = _call_spec(lowered)
-    metadata = _metadata(model, lowered, spec, constants, tracing, names)
+    spec, weights_by_name = _call_spec(lowered)
+    constants = weights_by_name
     with making_code_for(cpu):
-        metadata |= _machine(gpu)
         if gpu is None:
             run_passes(gm)
+            if freeze:
+                spec, constants = freeze_weights(gm, spec, constants)
             executable = compile_ahead(gm, MaxOptions())
         else:
             executable = compile_for_gpu(gm, gpu)
+        metadata = {
+            **_metadata(model, lowered, spec, constants, tracing, names),
+            **_state(lowered.state_dict, weights_by_name, constants),
+            **_machine(gpu),
+        }
     members: dict[str, bytes | Path] = {
         package.EXECUTABLE: executable,
         package.CALL_SPEC: package.to_text(spec.to_json()),
@@ -155,7 +166,7 @@ def export(
 
 
 def _check_target(
-    cpu: str, gpu: str | None, device: str | torch.device | None, verify: bool
+    cpu: str, gpu: str | None, device: str | torch.device | None, freeze: bool, verify: bool
 ) -> None:
     names = [NATIVE, *cpu_levels()]
     if cpu not in names:
@@ -167,6 +178,8 @@ def _check_target(
     api_of(gpu)
     if device is not None and torch.device(device).type != "cpu":
         raise ExportError(f"gpu={gpu!r} is for a model on the CPU; leave out device={device!r}")
+    if freeze:
+        raise ExportError(f"freeze=True computes on this machine; leave it out for gpu={gpu!r}")
     if verify:
         raise ExportError(f"verify=True would run the package, which gpu={gpu!r} need not do here")
 
@@ -365,7 +378,6 @@ def _metadata(
     devices = {entry["device"] for entry in (*inputs, *outputs)}
     devices |= {placeholders[place].meta["val"].device.type for place in spec.constants.values()}
     devices = devices - {"cpu"} or {"cpu"}
-    aliases = _aliases(program.state_dict, constants)
     return {
         "model": type(model).__name__,
         "device": ", ".join(sorted(devices)),
@@ -388,8 +400,21 @@ def _metadata(
             }
             for name in constants
         ],
+    }
+
+
+def _state(
+    state: Mapping[str, torch.Tensor],
+    used: Mapping[str, torch.Tensor],
+    constants: Mapping[str, torch.Tensor],
+) -> dict[str, Any]:
+    """What becomes of the rest of a state dict, by name: further names of what the program uses,
+    what it does not use, and what is frozen, in the package's constants no more."""
+    aliases = _aliases(state, used)
+    return {
         "aliases": aliases,
-        "unused": [n for n in program.state_dict if n not in constants and n not in aliases],
+        "unused": [name for name in state if name not in used and name not in aliases],
+        "frozen": [name for name in used if name not in constants],
     }
 
 

@@ -245,7 +245,8 @@ class MaxCompiledModel:
         return [self._spec.in_tree, self._spec.out_tree]
 
     def get_constant_fqns(self) -> list[str]:
-        """The names of weights, buffers and constants."""
+        """The names of weights, buffers and constants; of what was computed of them, ``frozen.0``
+        and so on, in a package that was exported with ``freeze=True``."""
         return list(self._constants)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -348,8 +349,14 @@ class MaxCompiledModel:
             check_full_update: whether every parameter and persistent buffer must be there.
 
         Raises:
-            ConstantsError: unknown, missing or mis-shaped names, all of them; nothing is changed.
+            ConstantsError: unknown, missing or mis-shaped names, all of them, or a package that was
+                exported with ``freeze=True``; nothing is changed.
         """
+        if self._metadata.get("frozen"):
+            raise ConstantsError(
+                f"{self.path.name} was exported with freeze=True and has what was computed of its "
+                "weights in their place; export it again with the new ones, or without freeze"
+            )
         aliases, unused = self._metadata["aliases"], self._metadata["unused"]
         tied = {aliases[name]: value for name, value in mapping.items() if name in aliases}
         passed_over = {*aliases, *unused}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from torch_max_backend.composites import attention  # noqa: F401  defines attention
 from torch_max_backend.passes import operators  # noqa: F401  defines softmax_attention
 from torch_max_backend.passes.matching import call
 from torch_max_backend.views import view_of
@@ -21,7 +22,8 @@ aten = torch.ops.aten
 ours = torch.ops.torch_max_backend
 
 _ATTENTION = {ours.attention.default, ours.softmax_attention.default}
-_VIEWS = {
+_ON_THE_WAY = {
+    ours.rotary_embedding.default,
     aten.permute.default,
     aten.transpose.int,
     aten.unsqueeze.default,
@@ -57,7 +59,7 @@ def _is_plain(node: Node) -> bool:
 def _feeds_attention(node: Node) -> bool:
     users = list(node.users)
     return bool(users) and all(
-        user.target in _ATTENTION or (user.target in _VIEWS and _feeds_attention(user))
+        user.target in _ATTENTION or (user.target in _ON_THE_WAY and _feeds_attention(user))
         for user in users
     )
 

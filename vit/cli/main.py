@@ -89,6 +89,7 @@ def _summary_text(found: dict[str, Any]) -> str:
 @click.option("--cpu", default="native", show_default=True, help="The least processor to run it.")
 @click.option("--gpu", help="A GPU that need not be here: sm_90, gfx942, ...")
 @dtype_option
+@click.option("--freeze", is_flag=True, help="Pack the weights: faster on small batches.")
 @click.option("--verify", is_flag=True, help="Load it again and compare with eager PyTorch.")
 @format_option
 def export(
@@ -101,6 +102,7 @@ def export(
     cpu: str,
     gpu: str | None,
     dtype: str | None,
+    freeze: bool,
     verify: bool,
     form: str,
 ) -> None:
@@ -138,7 +140,14 @@ def export(
     try:
         with working(f"compiling for {gpu or device}"):
             exported = export_package(
-                whole.eval(), (x,), path=output, device=device, cpu=cpu, gpu=gpu, verify=verify
+                whole.eval(),
+                (x,),
+                path=output,
+                device=device,
+                cpu=cpu,
+                gpu=gpu,
+                freeze=freeze,
+                verify=verify,
             )
     except MaxBackendError as error:
         raise click.ClickException(str(error)) from None
