@@ -30,7 +30,17 @@ def test_every_block_of_a_vit(dtype, dynamic):
     assert len(fused(ViT(config).eval(), images, dynamic=dynamic)) == 3
 
 
-ACTIVATIONS = {"gelu": nn.GELU(), "gelu_tanh": nn.GELU("tanh"), "silu": nn.SiLU()}
+class QuickGELU(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {
+    "gelu": nn.GELU(),
+    "gelu_tanh": nn.GELU("tanh"),
+    "quick_gelu": QuickGELU(),
+    "silu": nn.SiLU(),
+}
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -233,6 +233,7 @@ def linear_kernel() -> Iterator[Case]:
         "_gelu": F.gelu,
         "_gelu_tanh": partial(F.gelu, approximate="tanh"),
         "_silu": F.silu,
+        "_quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     }
     rows = (1, 2, 5, 6, 7, 97, 200, 391, 1600)
     for (name, activation), dtype in itertools.product(
@@ -252,7 +253,7 @@ def linear_kernel() -> Iterator[Case]:
                 dynamic="generic",
                 others=[[randn(m, k, dtype=dtype), weight, bias] for m in rows],
                 scale="tensor",
-                thorough=name in ("_gelu_tanh", "_silu") and k == 1101,
+                thorough=name in ("_gelu_tanh", "_silu", "_quick_gelu") and k == 1101,
             )
     for name, activation in list(activations.items())[1:]:
         extremes = torch.tensor([0.0, 1e-30, 0.5, 3.0, 9.0, 13.0, 30.0, 1e30, math.nan, math.inf])

@@ -1062,6 +1062,9 @@ def torch_max_backend_quantize_rows(
     return quantization.quantize_rows(x, divisor, eps, activation)
 
 
+quick_gelu = pointwise(torch.ops.torch_max_backend.quick_gelu.default, activations.quick_gelu)
+
+
 @lowering(torch.ops.torch_max_backend.rms_norm.default)
 def torch_max_backend_rms_norm(
     input: TensorValue,

@@ -83,11 +83,11 @@ def gelu_tanh[
 
 
 @always_inline
-def silu[
-    dtype: DType, width: Int
+def swish[
+    dtype: DType, beta: Float32, width: Int
 ](x: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
-    """x * sigmoid(x) (Elfwing et al., 2017)."""
-    return x * _logistic[dtype](x * SIMD[DType.float32, width](LOG2_E))
+    """x * sigmoid(beta x) (Ramachandran et al., 2017)."""
+    return x * _logistic[dtype](x * SIMD[DType.float32, width](beta * LOG2_E))
 
 
 @always_inline
@@ -109,8 +109,10 @@ def activate[
         return gelu[dtype](x)
     elif name == "gelu_tanh":
         return gelu_tanh[dtype](x)
+    elif name == "quick_gelu":
+        return swish[dtype, 1.702](x)
     elif name == "silu":
-        return silu[dtype](x)
+        return swish[dtype, 1](x)
     else:
         comptime assert name == "none", "no such activation"
         return x

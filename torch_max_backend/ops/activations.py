@@ -62,6 +62,11 @@ def silu(x: TensorValue) -> TensorValue:
     return x / (constant(1, x) + exp(ops.negate(x)))
 
 
+def quick_gelu(x: TensorValue) -> TensorValue:
+    """x * sigmoid(1.702 x) (Hendrycks and Gimpel, 2016)."""
+    return x / (constant(1, x) + exp(x * constant(-1.702, x)))
+
+
 def mish(x: TensorValue) -> TensorValue:
     """x * tanh(softplus(x)) (Misra, 2019)."""
     return x * tanh(softplus(x))

@@ -13,6 +13,7 @@ from torch_max_backend.passes.patch_embedding import keep_patches_in_rows
 from torch_max_backend.passes.rotary_embedding import fuse_rotary_embedding
 from torch_max_backend.passes.row_quantization import fuse_row_quantization
 from torch_max_backend.passes.signed_int_mm import sign_int_mm
+from torch_max_backend.passes.swish import fuse_swish
 from torch_max_backend.passes.tensor_assertions import drop_tensor_assertions
 from torch_max_backend.passes.written_attention import fuse_written_attention
 
@@ -22,6 +23,7 @@ PASSES: tuple[Callable[[GraphModule], None], ...] = (
     fold_constants,
     fuse_written_attention,
     fuse_rotary_embedding,
+    fuse_swish,
     fuse_linear_activation,
     keep_patches_in_rows,
     fuse_row_quantization,

@@ -8,7 +8,13 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from torch_max_backend.passes import operators  # noqa: F401  defines quick_gelu
+
 aten = torch.ops.aten
+_ACTIVATIONS: dict[Any, str] = {
+    aten.silu.default: "silu",
+    torch.ops.torch_max_backend.quick_gelu.default: "quick_gelu",
+}
 
 
 def activation_of(node: Any) -> str | None:
@@ -17,7 +23,7 @@ def activation_of(node: Any) -> str | None:
         return None
     if node.target is aten.gelu.default:
         return "gelu" if node.kwargs.get("approximate", "none") == "none" else "gelu_tanh"
-    return "silu" if node.target is aten.silu.default else None
+    return _ACTIVATIONS.get(node.target)
 
 
 def arguments(node: Any, target: Any) -> Any:

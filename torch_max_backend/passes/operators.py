@@ -30,6 +30,7 @@ _library.define(
     " str activation='none') -> Tensor"
 )
 _library.define("patch_embedding(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
+_library.define("quick_gelu(Tensor x) -> Tensor")
 _library.define(
     "quantize_rows(Tensor x, float divisor, float eps, *, str activation='none')"
     " -> (Tensor, Tensor)"
@@ -44,6 +45,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: torch.ops.torch_max_backend.quick_gelu(x),
     "silu": F.silu,
 }
 """What kernels/functions.mojo computes under these names."""
@@ -120,6 +122,12 @@ def quantize_rows(
     x = _ACTIVATIONS[activation](x)
     scale = (x.abs().amax(-1, keepdim=True) / divisor).clamp(eps).float()
     return (x * scale.reciprocal()).round().clamp(-128, 127).to(torch.int8), scale
+
+
+@torch.library.impl(_library, "quick_gelu", "CompositeExplicitAutograd")
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x) (Hendrycks and Gimpel, 2016)."""
+    return x * torch.sigmoid(x * 1.702)
 
 
 @torch.library.impl(_library, "rotary_embedding", "CompositeExplicitAutograd")
