@@ -47,7 +47,6 @@ UNARY = {
     "mish": F.mish,
     "neg": torch.neg,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "reciprocal": torch.reciprocal,
     "relu": torch.relu,
     "relu6": F.relu6,

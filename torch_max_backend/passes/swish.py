@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from torch_max_backend.passes import operators  # noqa: F401  defines quick_gelu
 from torch_max_backend.passes.matching import arguments
@@ -44,10 +44,10 @@ def fuse_swish(gm: GraphModule) -> None:
         gm.recompile()
 
 
-def _swish(x: Any, gate: Any) -> tuple[Node, Any] | None:
+def _swish(x: Any, gate: Any) -> tuple[Any, Any] | None:
     """x and the operator, where the gate is a sigmoid of x or of x times a factor."""
     (scaled,) = arguments(gate, aten.sigmoid.default) or (None,)
     source, factor = arguments(scaled, aten.mul.Tensor) or (scaled, 1.0)
-    if not isinstance(x, Node) or source is not x or factor not in _OPERATORS:
+    if scaled is None or source is not x or factor not in _OPERATORS:
         return None
     return x, _OPERATORS[factor]
