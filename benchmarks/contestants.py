@@ -90,12 +90,12 @@ def _inductor(mode: str | None) -> Contestant:
 
 
 def _package() -> Contestant:
-    """Ahead of time, as what ONNX Runtime and OpenVINO load is."""
+    """Ahead of time and with its weights packed, as what ONNX Runtime and OpenVINO load is."""
 
     def prepare(case: Case, folder: Path) -> None:
         from torch_max_backend import export
 
-        export(torch_model(case), (make_input(case),), path=folder / "model.max")
+        export(torch_model(case), (make_input(case),), path=folder / "model.max", freeze=True)
 
     def load(case: Case, folder: Path) -> Run:
         from torch_max_backend import load
