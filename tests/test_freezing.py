@@ -69,6 +69,18 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
 
 
+class Gated(nn.Module):
+    def __init__(self, gates_first: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(33, 256)
+        self.gates_first = gates_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.layer(x).chunk(2, -1)
+        gates, gated = (first, second) if self.gates_first else (second, first)
+        return F.silu(gates) * gated
+
+
 def numbers() -> Iterator[Case]:
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16):
@@ -89,6 +101,9 @@ def numbers() -> Iterator[Case]:
             dynamic="batch",
             others=[(randn(n, 9, 20, dtype=dtype),) for n in (5, 3)],
         )
+        for gates_first in (True, False):
+            gated = Gated(gates_first).to(dtype)
+            yield module_case(f"gated-{gates_first}-{name}", gated, randn(23, 33, dtype=dtype))
         for bias in (True, False):
             module = Attention(bias, dtype)
             yield module_case(f"attention-{bias}-{name}", module, randn(2, 11, 24, dtype=dtype))
@@ -178,6 +193,13 @@ def test_projections_of_one_input_are_joined():
     x = torch.randn(2, 11, 24)
     assert check(Attention(True, torch.float32), x).count(ours.packed_linear.default) == 1
     assert check(Attention(False, torch.float32), x).count(ours.packed_linear.default) == 1
+
+
+@pytest.mark.parametrize("gates_first", [True, False])
+def test_a_gated_layer_is_packed(gates_first: bool):
+    frozen = check(Gated(gates_first), torch.randn(23, 33))
+    assert frozen.count(ours.packed_gated_linear.default) == 1
+    assert ours.gated_linear.default not in frozen.targets()
 
 
 class Elsewhere(Attention):

@@ -1008,6 +1008,19 @@ def torch_max_backend_attention(
     return attention_ops.attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
 
 
+@lowering(torch.ops.torch_max_backend.gated_linear.default)
+def torch_max_backend_gated_linear(
+    input: TensorValue,
+    weight: TensorValue,
+    bias: TensorValue,
+    *,
+    activation: str,
+    gates_first: bool,
+) -> TensorValue:
+    """gated_linear(Tensor input, Tensor weight, Tensor bias, *, str activation, bool gates_first) -> Tensor"""
+    return matmul_ops.gated_linear(input, weight, bias, activation, gates_first)
+
+
 @lowering(torch.ops.torch_max_backend.linear_activation.default)
 def torch_max_backend_linear_activation(
     input: TensorValue, weight: TensorValue, bias: TensorValue, *, activation: str
@@ -1031,6 +1044,19 @@ def torch_max_backend_packed_convolution(
     return convolution_ops.packed_convolution(
         input, panels, bias, filters, kernel, stride, padding, dilation
     )
+
+
+@lowering(torch.ops.torch_max_backend.packed_gated_linear.default)
+def torch_max_backend_packed_gated_linear(
+    input: TensorValue,
+    panels: TensorValue,
+    bias: TensorValue,
+    *,
+    activation: str,
+    gates_first: bool,
+) -> TensorValue:
+    """packed_gated_linear(Tensor input, Tensor panels, Tensor bias, *, str activation, bool gates_first) -> Tensor"""
+    return matmul_ops.gated_linear(input, panels, bias, activation, gates_first, packed=True)
 
 
 @lowering(torch.ops.torch_max_backend.packed_linear.default)

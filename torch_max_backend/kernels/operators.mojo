@@ -15,6 +15,7 @@ from .contraction import contract
 from .convolution import Axis, Convolution
 from .fetching import Place, Places
 from .functions import activate
+from .gated import GatedProduct, Halves, gated_linear
 from .matmul import COLUMNS_FIRST, DEPTH_FIRST, IN_PANELS, Product, matmul
 from .normalization import Factors, Rows, normalize
 from .quantization import QuantizedRows, quantize_rows
@@ -91,6 +92,43 @@ struct BiasedLinear:
             )
 
         matmul[a.dtype](_product[order](output, a, weight), Places(_place(output), read), store)
+
+
+@register("torch_max_backend.gated_linear")
+struct GatedLinear:
+    """Of a @ weight^T plus a bias (N), rounded, one half of the columns times the activation of the
+    other, which comes first or second; a packed weight has both in each panel."""
+
+    @staticmethod
+    def execute[
+        activation: StaticString, gates_first: Bool, packed: Bool, target: StaticString
+    ](
+        output: OutputTensor[rank=2, ...],
+        a: InputTensor[dtype=output.dtype, rank=2, ...],
+        weight: InputTensor[dtype=output.dtype, ...],
+        bias: InputTensor[dtype=output.dtype, rank=1, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime dtype = output.dtype
+        comptime order = IN_PANELS if packed else COLUMNS_FIRST
+        var halves = Halves(output.dim_size(1), gates_first)
+        var product = Product[dtype, order](
+            _start[DType.uint8](a),
+            _start[DType.uint8](weight),
+            1,
+            a.dim_size(0),
+            2 * output.dim_size(1),
+            a.dim_size(1),
+        )
+        var numbers = _start[dtype](bias)
+        var results = output.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
+        comptime if packed:
+            gated_linear[dtype, activation](product, numbers, halves, results)
+        else:
+            var rows = rebind[Product[dtype, COLUMNS_FIRST]](product)
+            gated_linear[dtype, activation](
+                GatedProduct[dtype](rows, halves), numbers, halves, results
+            )
 
 
 @register("torch_max_backend.convolution")

@@ -1,7 +1,7 @@
 """Rotary position embedding (Su et al., 2021)."""
 
 from std.memory import Pointer
-from .rounding import rounded
+from .rounding import rounded, widened
 from .units import BytePointer, WIDTH
 
 comptime Table = Pointer[Float32, MutUntrackedOrigin]
@@ -54,16 +54,9 @@ def _rotate_pairs[
     half: Int,
 ):
     """The pairs from (i, i + half) on."""
-    var a = _numbers[count](numbers, i)
-    var b = _numbers[count](numbers, i + half)
-    var first = a * _numbers[count](cos, i) - b * _numbers[count](sin, i)
-    var second = b * _numbers[count](cos, i + half) + a * _numbers[count](sin, i + half)
+    var a = widened[count](numbers, i)
+    var b = widened[count](numbers, i + half)
+    var first = a * widened[count](cos, i) - b * widened[count](sin, i)
+    var second = b * widened[count](cos, i + half) + a * widened[count](sin, i + half)
     rotated.unsafe_store[alignment=2](i, rounded[dtype](first))
     rotated.unsafe_store[alignment=2](i + half, rounded[dtype](second))
-
-
-@always_inline
-def _numbers[
-    dtype: DType, //, count: Int
-](start: Pointer[Scalar[dtype], MutUntrackedOrigin], i: Int) -> SIMD[DType.float32, count]:
-    return start.unsafe_load[width=count, alignment=2](i).cast[DType.float32]()

@@ -1,7 +1,15 @@
-"""Rounding to the nearest number of a type, ties to even."""
+"""From numbers of a type to float32, and back to the nearest, ties to even."""
 
-from std.memory import bitcast
+from std.memory import Pointer, bitcast
 from std.sys import CompilationTarget
+
+
+@always_inline
+def widened[
+    dtype: DType, //, count: Int
+](start: Pointer[Scalar[dtype], MutUntrackedOrigin], i: Int) -> SIMD[DType.float32, count]:
+    """As many numbers, from place i on."""
+    return start.unsafe_load[width=count, alignment=2](i).cast[DType.float32]()
 
 
 @always_inline

@@ -222,6 +222,24 @@ def _biased_linear(
     return _linear_kernel("biased_linear", operands, kind, activation=activation, packed=packed)
 
 
+def gated_linear(
+    a: TensorValue,
+    weight: TensorValue,
+    bias: TensorValue,
+    activation: str,
+    gates_first: bool,
+    packed: bool = False,
+) -> TensorValue:
+    """One half of the columns of a linear layer, over (M, K), (2 F, K), (2 F), times the activation
+    of the other, (M, F); as :func:`biased_linear`. A packed weight is in panels."""
+    kind = TensorType(a.dtype, [a.shape[0], bias.shape[0] // 2], a.device)
+    if not packed:
+        weight = agree(weight, [bias.shape[0], a.shape[1]])
+    parameters = {"activation": activation, "gates_first": gates_first, "packed": packed}
+    name = "torch_max_backend.gated_linear"
+    return ops.custom(name, a.device, [a, weight, bias], [kind], parameters)[0].tensor
+
+
 def packed_linear(
     a: TensorValue,
     panels: TensorValue,

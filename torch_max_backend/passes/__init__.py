@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch.fx import GraphModule
 
 from torch_max_backend.passes.constant_folding import fold_constants
+from torch_max_backend.passes.gated_linear import fuse_gated_linear
 from torch_max_backend.passes.linear_activation import fuse_linear_activation
 from torch_max_backend.passes.nested_regions import inline_nested_regions
 from torch_max_backend.passes.patch_embedding import keep_patches_in_rows
@@ -24,6 +25,7 @@ PASSES: tuple[Callable[[GraphModule], None], ...] = (
     fuse_written_attention,
     fuse_rotary_embedding,
     fuse_swish,
+    fuse_gated_linear,
     fuse_linear_activation,
     keep_patches_in_rows,
     fuse_row_quantization,

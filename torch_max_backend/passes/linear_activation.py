@@ -25,7 +25,7 @@ def fuse_linear_activation(gm: GraphModule) -> None:
         if activation is None:
             continue
         views, linear = _chain_above(node.args[0])
-        operands = _linear_operands(linear)
+        operands = linear_operands(linear) if len(linear.users) == 1 else None
         if operands is None:
             continue
         fused = True
@@ -54,9 +54,9 @@ def _chain_above(value: Any) -> tuple[list[Node], Node]:
     return views, value
 
 
-def _linear_operands(node: Node) -> tuple[Any, ...] | None:
-    """Input, weight and bias of a linear layer on CPU that is used once."""
-    if node.target is not aten.addmm.default or node.kwargs or len(node.users) != 1:
+def linear_operands(node: Node) -> tuple[Any, ...] | None:
+    """Input, weight and bias of a linear layer in float32 or bfloat16 on CPU."""
+    if node.target is not aten.addmm.default or node.kwargs:
         return None
     bias, input, mat2 = node.args
     result = node.meta["val"]

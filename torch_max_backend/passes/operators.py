@@ -18,12 +18,21 @@ PANEL = 64
 
 _library = torch.library.Library("torch_max_backend", "FRAGMENT")
 _library.define(
+    "gated_linear(Tensor input, Tensor weight, Tensor bias, *, str activation, bool gates_first)"
+    " -> Tensor"
+)
+_library.define(
     "linear_activation(Tensor input, Tensor weight, Tensor bias, *, str activation) -> Tensor"
 )
+_library.define("pack_gated_weight(Tensor weight, bool gates_first) -> Tensor")
 _library.define("pack_weight(Tensor weight) -> Tensor")
 _library.define(
     "packed_convolution(Tensor input, Tensor panels, Tensor? bias, int filters, int[] kernel,"
     " int[] stride, int[] padding, int[] dilation) -> Tensor"
+)
+_library.define(
+    "packed_gated_linear(Tensor input, Tensor panels, Tensor bias, *, str activation,"
+    " bool gates_first) -> Tensor"
 )
 _library.define(
     "packed_linear(Tensor input, Tensor panels, Tensor? bias, int features, *,"
@@ -51,6 +60,17 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 """What kernels/functions.mojo computes under these names."""
 
 
+@torch.library.impl(_library, "gated_linear", "CompositeExplicitAutograd")
+def gated_linear(
+    input: Tensor, weight: Tensor, bias: Tensor, *, activation: str, gates_first: bool
+) -> Tensor:
+    """One half of the columns of a linear layer, over (M, K), (2 F, K), (2 F), times the activation
+    of the other (Shazeer, 2020): (M, F)."""
+    first, second = F.linear(input, weight, bias).chunk(2, -1)
+    gates, gated = (first, second) if gates_first else (second, first)
+    return _ACTIVATIONS[activation](gates) * gated
+
+
 @torch.library.impl(_library, "linear_activation", "CompositeExplicitAutograd")
 def linear_activation(input: Tensor, weight: Tensor, bias: Tensor, *, activation: str) -> Tensor:
     """The activation of a linear layer over (M, K), (N, K), (N)."""
@@ -66,6 +86,15 @@ def pack_weight(weight: Tensor) -> Tensor:
     filters = weight.flatten(2).mT if weight.ndim > 2 else weight.unsqueeze(1)  # (N, places, C)
     padded = F.pad(filters, (0, -filters.shape[2] % group, 0, 0, 0, -len(weight) % PANEL))
     return padded.reshape(-1, PANEL, padded[0].numel() // group, group).transpose(1, 2).contiguous()
+
+
+@torch.library.impl(_library, "pack_gated_weight", "CompositeExplicitAutograd")
+def pack_gated_weight(weight: Tensor, gates_first: bool) -> Tensor:
+    """``pack_weight`` for a gated layer: a panel has PANEL / 2 columns of what is gated, then their
+    gates."""
+    halves = weight.unflatten(0, (2, -1, PANEL // 2))
+    gated_first = halves.flip(0) if gates_first else halves
+    return pack_weight(gated_first.transpose(0, 1).reshape(weight.shape))
 
 
 def _unpacked(panels: Tensor, shape: Sequence[int]) -> Tensor:
@@ -92,6 +121,17 @@ def packed_convolution(
     return torch.convolution(
         input, weight, bias, stride, padding, dilation, False, [0] * len(kernel), 1
     )
+
+
+@torch.library.impl(_library, "packed_gated_linear", "CompositeExplicitAutograd")
+def packed_gated_linear(
+    input: Tensor, panels: Tensor, bias: Tensor, *, activation: str, gates_first: bool
+) -> Tensor:
+    """As ``gated_linear``, with a weight of ``pack_gated_weight``."""
+    weight = _unpacked(panels, (len(bias), input.shape[1]))
+    halves = weight.unflatten(0, (-1, 2, PANEL // 2)).transpose(0, 1)
+    weight = (halves.flip(0) if gates_first else halves).reshape(weight.shape)
+    return gated_linear(input, weight, bias, activation=activation, gates_first=gates_first)
 
 
 @torch.library.impl(_library, "packed_linear", "CompositeExplicitAutograd")

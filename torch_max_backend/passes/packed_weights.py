@@ -37,6 +37,8 @@ def pack_weights(gm: GraphModule, fixed: Container[Node]) -> None:
     for node in list(gm.graph.nodes):
         if node.target is aten.convolution.default:
             _pack_filters(gm, node, fixed)
+        elif node.target is ours.gated_linear.default:
+            _pack_gated(gm, node, fixed)
         elif (layer := _layer(node)) is not None:
             _pack_layer(gm, node, layer, fixed)
     gm.recompile()
@@ -79,6 +81,20 @@ def _pack_layer(gm: GraphModule, node: Node, layer: _Layer, fixed: Container[Nod
         operands = _packed(gm, layer.input, weight, layer.bias)
         keywords: dict[str, Any] = {"activation": layer.activation}
         product = gm.graph.call_function(ours.packed_linear.default, operands, keywords)
+    _replace(gm, node, product)
+
+
+def _pack_gated(gm: GraphModule, node: Node, fixed: Container[Node]) -> None:
+    input, weight, bias = node.args
+    if weight not in fixed or not _is_packable(weight):  # type: ignore[arg-type]
+        return
+    with gm.graph.inserting_before(node):
+        gates_first = node.kwargs["gates_first"]
+        panels = call(gm, ours.pack_gated_weight.default, weight, gates_first)
+        operands: Any = (input, panels, bias)
+        product = gm.graph.call_function(
+            ours.packed_gated_linear.default, operands, dict(node.kwargs)
+        )
     _replace(gm, node, product)
 
 
