@@ -11,12 +11,26 @@ comptime TO_WRITE = PrefetchOptions().for_write().high_locality().to_data_cache(
 """Takes lines from other cores besides, which a processor does late for numbers that are stored."""
 
 
-@fieldwise_init
 struct Ahead(Copyable, ImplicitlyCopyable, Movable):
-    """Memory that is to be in cache when it is read, and how many bytes of it are not yet."""
+    """Memory that is to be in cache when it is read, and how many bytes of it are not yet; then,
+    as many bytes as it has, other memory."""
 
     var next: BytePointer
     var left: Int
+    var other: BytePointer
+    var others: Int
+
+    def __init__(out self, start: BytePointer, size: Int):
+        self.next = start
+        self.left = size
+        self.other = start
+        self.others = 0
+
+    def __init__(out self, start: BytePointer, other: BytePointer, size: Int):
+        self.next = start
+        self.left = size
+        self.other = other
+        self.others = size
 
     @always_inline
     def fetch(mut self):
@@ -25,6 +39,10 @@ struct Ahead(Copyable, ImplicitlyCopyable, Movable):
             prefetch[TO_READ](self.next)
             self.next = self.next.unsafe_offset(CACHE_LINE)
             self.left -= CACHE_LINE
+        elif self.others > 0:
+            self.next = self.other
+            self.left = self.others
+            self.others = 0
 
 
 @fieldwise_init

@@ -44,8 +44,9 @@ struct GatedProduct[dtype: DType](Operands):
         self.product.left(b, first, last, zeros, table)
 
     def right_at(self, b: Int, column: Int, columns: Int) -> Ahead:
-        """Of what is gated; the other half lies elsewhere."""
-        return self.product.right_at(b, self.halves.gated + column // 2, columns // 2)
+        var size = columns // 2 * self.product.depth * size_of[Self.dtype]()
+        var gated = self.product.column(b, self.halves.gated + column // 2)
+        return Ahead(gated, self.product.column(b, self.halves.gates + column // 2), size)
 
     def is_packed(self) -> Bool:
         return False
