@@ -50,7 +50,7 @@ def sliced(x):
 WRITTEN = {second_half: False, first_half: True, sliced: False}
 
 
-@pytest.mark.parametrize("shape", [(5, 8), (2, 5, 8), (2, 3, 5, 8)])
+@pytest.mark.parametrize("shape", [(10, 8), (2, 5, 8), (2, 3, 5, 8)])
 @pytest.mark.parametrize("function", WRITTEN)
 def test_ways_to_write_it(function, shape):
     x = torch.randn(shape)
@@ -92,10 +92,13 @@ ELSEWHERE = {
     "turned": turned,
     "another layer": lambda x: F.silu(LAYER(x)[..., :128]) * LAYER(x + 1)[..., 128:],
     "one half twice": lambda x: F.silu((y := LAYER(x))[..., :128]) * y[..., :128],
-    "halves along the rows": lambda x: F.silu((y := LAYER(x))[:2]) * y[2:],
+    "halves along the rows": lambda x: F.silu((y := LAYER(x))[:5]) * y[5:],
     "no bias": lambda x: F.silu((y := F.linear(x, LAYER.weight))[..., :128]) * y[..., 128:],
     "another activation": lambda x: F.relu((y := LAYER(x))[..., :128]) * y[..., 128:],
     "summed": lambda x: F.silu((y := LAYER(x))[..., :128]) + y[..., 128:],
+    "rows from a place that only a run tells": lambda x: (
+        F.silu((y := LAYER(x))[len(x) // 2 :, :128]) * y[len(x) // 2 :, 128:]
+    ),
     "narrower than a panel": lambda x: (
         F.silu((y := F.linear(x, LAYER.weight[:64], LAYER.bias[:64]))[..., :32]) * y[..., 32:]
     ),
@@ -104,11 +107,17 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("why", ELSEWHERE)
 def test_others_are_left_alone(why):
-    assert not fused(ELSEWHERE[why], torch.randn(4, 8))
+    for dynamic in (False, True):
+        assert not fused(ELSEWHERE[why], torch.randn(10, 8), dynamic=dynamic)
+
+
+def test_a_few_rows_are_left_alone():
+    assert fused(second_half, torch.randn(6, 8))
+    assert not fused(second_half, torch.randn(5, 8))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_dtypes_are_left_alone(dtype):
     layer = nn.Linear(8, 256).to(dtype)
-    x = torch.randn(4, 8, dtype=dtype)
+    x = torch.randn(10, 8, dtype=dtype)
     assert not fused(lambda x: F.silu((y := layer(x))[..., :128]) * y[..., 128:], x)

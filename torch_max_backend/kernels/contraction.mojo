@@ -37,7 +37,8 @@ comptime BLOCK_LINES = 512
 comptime FETCH_LINES = 4
 """Lines of the panel between the fetches of a line of the cache."""
 comptime Store[dtype: DType] = def[width: Int](Int, Int, Int, SIMD[SUM[dtype], width]) -> None
-"""Takes the results from (batch, row, column) on; what is fused into the product happens there."""
+"""Takes the results from (batch, row, column) on; what is fused into the product happens there. A
+row's columns of a panel come in order, from one worker."""
 comptime Table = Pointer[BytePointer, MutUntrackedOrigin]
 """Where the segments of rows start, a row after the other."""
 

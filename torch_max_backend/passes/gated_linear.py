@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from torch_max_backend.passes import operators  # noqa: F401  defines gated_linear
 from torch_max_backend.passes.linear_activation import linear_operands
 from torch_max_backend.passes.matching import activation_of
+from torch_max_backend.passes.operators import FEW_ROWS
 from torch_max_backend.views import View, dense_strides, same_sizes, view_of
 
 aten = torch.ops.aten
@@ -49,15 +49,17 @@ def _fuse(gm: GraphModule, product: Node, activated: Any, gated: Any) -> bool:
     operands = linear_operands(layer)
     if operands is None or not _are_halves(halves, layer.meta["val"].shape[1]):
         return False
+    rows, width = layer.meta["val"].shape[0], halves[0].sizes[-1]
     lead = _leading_sizes(gated, product)
     if lead is None or not _only_feeds(layer, {activated, product}):
         return False
-    rows, width = layer.meta["val"].shape[0], halves[0].sizes[-1]
+    if isinstance(rows, int) and rows < FEW_ROWS:
+        return False
     with gm.graph.inserting_before(product):
         node = gm.graph.call_function(
             torch.ops.torch_max_backend.gated_linear.default,
             operands,
-            {"activation": activation, "gates_first": halves[0].offset == 0},
+            {"activation": activation, "gates_first": same_sizes([halves[0].offset], [0])},
         )
         node.meta = {**layer.meta, "val": layer.meta["val"].new_empty((rows, width))}
         shaped = gm.graph.call_function(aten.view.default, (node, [*lead, width]))
@@ -72,7 +74,10 @@ def _are_halves(halves: list[View], columns: Any) -> bool:
     *lead, width = first.sizes
     if not isinstance(width, int) or 2 * width != columns or width % _COLUMNS:
         return False
-    if first.base is not second.base or {first.offset, second.offset} != {0, width}:
+    offsets = [first.offset, second.offset]
+    if first.base is not second.base or not (
+        same_sizes(offsets, [0, width]) or same_sizes(offsets, [width, 0])
+    ):
         return False
     strides = dense_strides([*lead, columns])
     return all(

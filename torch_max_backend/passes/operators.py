@@ -16,6 +16,9 @@ from torch import Tensor
 PANEL = 64
 """Columns of a panel, as in kernels/contraction.mojo for all types that are multiplied whole."""
 
+FEW_ROWS = 6
+"""Fewer rows than these (ROWS in kernels/units.mojo) are dot products, weights read as they lie."""
+
 _library = torch.library.Library("torch_max_backend", "FRAGMENT")
 _library.define(
     "gated_linear(Tensor input, Tensor weight, Tensor bias, *, str activation, bool gates_first)"

@@ -14,15 +14,13 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torch_max_backend.cpu import target_features
-from torch_max_backend.passes import operators  # noqa: F401  defines pack_weight
 from torch_max_backend.passes.matching import call
+from torch_max_backend.passes.operators import FEW_ROWS
 from torch_max_backend.passes.patch_embedding import is_patches
 
 aten = torch.ops.aten
 ours = torch.ops.torch_max_backend
 
-_FEW_ROWS = 6
-"""Fewer than this (ROWS in kernels/units.mojo) are dot products, with weights as they lie."""
 _NEEDED = {
     torch.float32: frozenset({""}),
     torch.bfloat16: frozenset({"avx512_bf16"}),
@@ -71,7 +69,7 @@ def _layer(node: Node) -> _Layer | None:
 
 def _pack_layer(gm: GraphModule, node: Node, layer: _Layer, fixed: Container[Node]) -> None:
     rows = node.meta["val"].shape[0]
-    few = type(rows) is int and rows < _FEW_ROWS
+    few = type(rows) is int and rows < FEW_ROWS
     if few or layer.right not in fixed or not _is_packable(layer.right):
         return
     with gm.graph.inserting_before(node):
