@@ -214,6 +214,14 @@ def symbolic() -> Iterator[Case]:
                 others=[[x.to(dtype) for x in others]],
                 scale="tensor",
             )
+    yield Case(  # thirds of two sizes, whose symbols torch compares but does not replace
+        "linear-thirds-generic",
+        lambda x, w, b: F.linear(x, w.chunk(3)[0], b.chunk(3)[0]),
+        [randn(5, 24), randn(9, 24), randn(9)],
+        dynamic="generic",
+        others=[[randn(7, 24), randn(12, 24), randn(12)]],
+        scale="tensor",
+    )
     yield Case(
         "columns-generic",
         lambda x, y: x @ y.mT,

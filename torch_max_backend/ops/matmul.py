@@ -178,7 +178,7 @@ def _scaled_sum(bias: TensorValue, out: TensorValue, beta: float, alpha: float) 
     if alpha != 1:
         out = out * alpha
     if beta != 0:
-        bias = widened(bias, out)
+        bias = agree(widened(bias, out), list(out.shape))
         out = out + (bias if beta == 1 else bias * beta)
     return out
 
