@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from max import driver
 from torch import nn
 from torch.export import Dim
@@ -29,6 +30,7 @@ from torch_max_backend import (
     load_metadata_from_package,
 )
 from torch_max_backend.aot import exporting, loaded, package
+from torch_max_backend.cli.main import cli
 from torch_max_backend.cpu import cpu_levels
 from torch_max_backend.errors import (
     ConstantsError,
@@ -205,6 +207,11 @@ def test_a_buffer_that_a_frozen_model_changes(frozen: exporting.Export):
 def test_frozen_weights_stay(model: Model, frozen: exporting.Export):
     with pytest.raises(ConstantsError, match=r"freeze=True.*export it again"):
         load(frozen.path).load_constants(model.state_dict())
+
+
+def test_info_says_that_it_is_frozen(frozen: exporting.Export):
+    shown = CliRunner().invoke(cli, ["info", str(frozen.path)])
+    assert "in the package, frozen\n" in shown.output
 
 
 @pytest.mark.parametrize("what", WRONG_CALLS)

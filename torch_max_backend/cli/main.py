@@ -105,7 +105,8 @@ def _needs(metadata: dict[str, Any]) -> str:
 
 def _where(metadata: dict[str, Any]) -> str:
     beside = metadata.get("weights_beside")
-    return "in the package" if beside is None else f"in {beside['file']} beside it"
+    place = "in the package" if beside is None else f"in {beside['file']} beside it"
+    return f"{place}, frozen" if metadata.get("frozen") else place
 
 
 @cli.command()
