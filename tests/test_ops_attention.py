@@ -180,6 +180,9 @@ def rotary() -> Iterator[Case]:
     def keys(q, k, v, sin, cos):
         return attend(q, rope_apply(k, sin, cos), v)
 
+    def values(q, k, v, sin, cos):
+        return attend(rope_apply(q, sin, cos), k, rope_apply(v, sin, cos))
+
     def each(q, k, v, *tables):
         return attend(rope_apply(q, *tables[:2]), rope_apply(k, *tables[2:]), v)
 
@@ -213,6 +216,7 @@ def rotary() -> Iterator[Case]:
         ),
         ("queries", queries, [*qkv(2, 3), *angles(7, 16)]),
         ("keys", keys, [*qkv(2, 3), *angles(9, 16)]),
+        ("values", values, [*square, *angles(7, 16)]),
         ("each", each, [*qkv(2, 3), *angles(7, 16), *angles(2, 1, 9, 16)]),
         ("of_a_batch", both, [*square, *angles(2, 1, 7, 16)]),
         ("of_a_head", both, [*square, *angles(3, 7, 16)]),

@@ -209,6 +209,25 @@ def test_frozen_weights_stay(model: Model, frozen: exporting.Export):
         load(frozen.path).load_constants(model.state_dict())
 
 
+class Frozen(nn.Module):
+    """A weight that is called as what is computed would be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.frozen = nn.ParameterList([torch.randn(8)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) * self.frozen[0]
+
+
+def test_names_of_frozen_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(exporting, "compile_ahead", lambda gm, _: b"")
+    made = export(Frozen().eval(), (torch.randn(8, 8),), path=tmp_path / "a.max", freeze=True)
+    entries = load_metadata_from_package(made.path)["constants"]
+    assert {e["name"] for e in entries} == {"frozen.0", "layer.bias", "frozen_.0"}
+
+
 def test_info_says_that_it_is_frozen(frozen: exporting.Export):
     shown = CliRunner().invoke(cli, ["info", str(frozen.path)])
     assert "in the package, frozen\n" in shown.output

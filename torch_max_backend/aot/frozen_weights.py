@@ -23,7 +23,10 @@ def freeze_weights(
     if part is None:
         return spec, dict(constants)
     values = part.values([constants[names[place]] for place in part.sources])
-    frozen = {f"frozen.{i}": value for i, value in enumerate(values)}
+    prefix = "frozen"
+    while any(name.startswith(f"{prefix}.") for name in constants):  # a module of the model's
+        prefix += "_"
+    frozen = {f"{prefix}.{i}": value for i, value in enumerate(values)}
     places = {name: part.first + i for i, name in enumerate(frozen)}
     arguments = gm.graph.find_nodes(op="placeholder")
     kept = {

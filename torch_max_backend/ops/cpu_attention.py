@@ -39,44 +39,48 @@ def cpu_attention(
     (B, H_kv, S, F); a bool mask keeps where True, a float mask is added.
     Gives (B, H, L, F), ``empty_rows`` where no key is kept."""
     host = DeviceRef.CPU()
-    dtype = q.dtype if takes_bfloat16(q) else DType.float32
+    result = q.dtype
+    dtype = result if takes_bfloat16(q) else DType.float32
+    q, k, v = (cast(x, dtype) for x in (q, k, v))
+    q_rows, q_rotation = _rotated_operand(0, q)
+    k_rows, k_rotation = _rotated_operand(1, k)
     values: list[TensorValue] = []
-    rotations: list[context.Rotation | None] = []
-    for place, x in enumerate((q, k, v)):
-        lies, rotation = _operand(place, cast(x, dtype))
-        values += [reshape(lies.base, [-1]), dim_value(lies.offset)]
-        values += [dim_value(stride) for stride in lies.strides[:3]]
-        rotations.append(rotation)
+    for rows in (q_rows, k_rows, _operand(2, v)):
+        values += [reshape(rows.base, [-1]), dim_value(rows.offset)]
+        values += [dim_value(stride) for stride in rows.strides[:3]]
     nothing = values[0]
     values += [dim_value(k.shape[1]), dim_value(k.shape[2]), dim_value(q.shape[3])]
     values.append(ops.constant(scale, DType.float32, device=host))
     values.append(dim_value(int(causal)))
     values.append(ops.constant(empty_rows, DType.float32, device=host))
-    masked = mask is not None
     scores = [*list(q.shape)[:3], k.shape[2]]
     values.append(nothing if mask is None else _bias(agree(mask, scores), k))
-    for x, rotation in zip((q, k), rotations, strict=False):
+    for x, rotation in ((q, q_rotation), (k, k_rotation)):
         values += _tables(rotation, x) if rotation else [nothing, nothing, dim_value(0)]
     kind = TensorType(dtype, [q.shape[0], q.shape[2], q.shape[1], v.shape[3]], host)
     parameters = {
-        "masked": masked,
-        "rotated_queries": rotations[0] is not None,
-        "rotated_keys": rotations[1] is not None,
+        "masked": mask is not None,
+        "rotated_queries": q_rotation is not None,
+        "rotated_keys": k_rotation is not None,
     }
     (out,) = ops.custom("torch_max_backend.attention", host, values, [kind], parameters)
-    return cast(permute(out.tensor, [0, 2, 1, 3]), q.dtype)
+    return cast(permute(out.tensor, [0, 2, 1, 3]), result)
 
 
-def _operand(place: int, x: TensorValue) -> tuple[Strided, context.Rotation | None]:
-    """How the node's argument lies in memory, where its rows do, and what is to be done to them;
-    ``x`` is what it is lowered to."""
+def _rotated_operand(place: int, x: TensorValue) -> tuple[Strided, context.Rotation | None]:
+    """As ``_operand``, before a rotation that is left to the kernel."""
     rotated = context.rotated_operand(place)
     if rotated is not None and _has_dense_rows(rotated[0], x.dtype):
         return rotated
+    return _operand(place, x), None
+
+
+def _operand(place: int, x: TensorValue) -> Strided:
+    """How the node's argument lies in memory, if its rows do; ``x`` is what it is lowered to."""
     view = context.strided_operand(place)
     if view is not None and _has_dense_rows(view, x.dtype):
-        return view, None
-    return Strided(x, dense_strides(list(x.shape)), 0), None
+        return view
+    return Strided(x, dense_strides(list(x.shape)), 0)
 
 
 def _has_dense_rows(x: Strided, dtype: DType) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torch_max_backend.passes.linear_activation import linear_operands
-from torch_max_backend.passes.matching import activation_of
+from torch_max_backend.passes.matching import RESHAPES, activation_of
 from torch_max_backend.passes.operators import FEW_ROWS
 from torch_max_backend.views import View, dense_strides, same_sizes, view_of
 
@@ -19,9 +19,8 @@ aten = torch.ops.aten
 
 _COLUMNS = 64
 """What a half must be a multiple of: half a panel, of any type on any processor."""
-_RESHAPES = (aten.view.default, aten._unsafe_view.default)
 _ON_THE_WAY = {
-    *_RESHAPES,
+    *RESHAPES,
     aten.slice.Tensor,
     aten.split.Tensor,
     aten.split_with_sizes.default,
@@ -101,7 +100,7 @@ def _leading_sizes(part: Node, product: Node) -> Sequence[Any] | None:
     lead = product.meta["val"].shape[:-1]
     node: Any = part
     while node.target in _ON_THE_WAY:
-        if node.target in _RESHAPES and same_sizes(node.meta["val"].shape[:-1], lead):
+        if node.target in RESHAPES and same_sizes(node.meta["val"].shape[:-1], lead):
             return list(node.args[1][:-1])
         node = node.args[0]
     return [-1] if len(lead) == 1 else None

@@ -9,12 +9,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torch_max_backend.passes import operators  # noqa: F401  defines linear_activation
-from torch_max_backend.passes.matching import activation_of
+from torch_max_backend.passes.matching import RESHAPES, activation_of
 from torch_max_backend.views import view_of
 
 aten = torch.ops.aten
-
-_VIEWS = (aten.view.default, aten._unsafe_view.default)
 
 
 def fuse_linear_activation(gm: GraphModule) -> None:
@@ -48,7 +46,7 @@ def fuse_linear_activation(gm: GraphModule) -> None:
 def _chain_above(value: Any) -> tuple[list[Node], Node]:
     """Reshapes that are used once, the last one first, and what they reshape."""
     views = []
-    while value.target in _VIEWS and len(value.users) == 1:
+    while value.target in RESHAPES and len(value.users) == 1:
         views.append(value)
         value = value.args[0]
     return views, value

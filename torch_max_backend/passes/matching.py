@@ -11,6 +11,7 @@ from torch.fx.node import map_arg
 from torch_max_backend.passes import operators  # noqa: F401  defines quick_gelu
 
 aten = torch.ops.aten
+RESHAPES = (aten.view.default, aten._unsafe_view.default)
 _ACTIVATIONS: dict[Any, str] = {
     aten.silu.default: "silu",
     torch.ops.torch_max_backend.quick_gelu.default: "quick_gelu",

@@ -84,20 +84,24 @@ def _same_dtypes(*nodes: Node) -> bool:
 
 def _is_half_turn(node: Node, x: View) -> bool:
     """Whether it is [-b, a] where x is [a, b] along the last axis."""
-    width = x.sizes[-1]
-    if node.target is not aten.cat.default or not isinstance(width, int) or width % 2:
+    width, parts = x.sizes[-1], _two_parts(node, 3)
+    if parts is None or not isinstance(width, int) or width % 2:
         return False
-    arguments: Any = node.args
-    parts = arguments[0]
-    axis = arguments[1] if len(arguments) > 1 else 0
-    if axis not in (-1, len(x.sizes) - 1) or len(parts) != 2:
-        return False
+    minus: Any
     minus, a = parts
     if minus.target is not aten.neg.default:
         return False
     half = [*x.sizes[:-1], width // 2]
     b = x.with_axes(half, x.strides, width // 2 * x.strides[-1])
     return _same(view_of(a), x.with_axes(half, x.strides)) and _same(view_of(minus.args[0]), b)
+
+
+def _two_parts(node: Node, axis: int) -> list[Node] | None:
+    """What a node joins along that axis of four, if it does so to two."""
+    arguments: Any = node.args
+    if node.target is not aten.cat.default or len(arguments) < 2 or len(arguments[0]) != 2:
+        return None
+    return list(arguments[0]) if arguments[1] in (axis, axis - 4) else None
 
 
 def _same(a: View, b: View) -> bool:
@@ -133,12 +137,10 @@ def _behind_first_tokens(rotated: Node, tail: Node) -> tuple[Node, Node, int] | 
     """The tokens of which only those of ``tail`` are rotated, joined again: the concatenation, all
     of them as they were and how many come first."""
     users = list(rotated.users)
-    if len(users) != 1 or users[0].target is not aten.cat.default:
+    if len(users) != 1:
         return None
-    arguments: Any = users[0].args
-    parts = arguments[0]
-    axis = arguments[1] if len(arguments) > 1 else 0
-    if axis not in (-2, 2) or len(parts) != 2 or parts[1] is not rotated:
+    parts = _two_parts(users[0], 2)
+    if parts is None or parts[1] is not rotated:
         return None
     all_of_them = _sliced(tail)
     first = parts[0].meta["val"].shape[2]

@@ -12,11 +12,11 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torch_max_backend.passes import operators  # noqa: F401  defines softmax_attention
+from torch_max_backend.passes.matching import RESHAPES
 from torch_max_backend.views import same_sizes
 
 aten = torch.ops.aten
 
-_RESHAPES = (aten.view.default, aten._unsafe_view.default)
 _KEEP_VALUES = (
     aten.alias.default,
     aten.clone.default,
@@ -111,7 +111,7 @@ def _product_below(softmax: Node) -> tuple[Node, Node] | None:
         if len(node.users) != 1:
             return None
         (user,) = node.users
-        if user.target in _RESHAPES:
+        if user.target in RESHAPES:
             break
         if user.target not in _KEEP_VALUES or not _has(user, shape):
             return None
@@ -133,7 +133,7 @@ def _product_below(softmax: Node) -> tuple[Node, Node] | None:
 
 def _is_product(node: Any) -> bool:
     """Whether the node gives a product its batch and heads back."""
-    if not isinstance(node, Node) or node.target not in _RESHAPES:
+    if not isinstance(node, Node) or node.target not in RESHAPES:
         return False
     product: Any = node.args[0]
     return product.target is aten.bmm.default and len(_shape(node)) == 4
@@ -158,7 +158,7 @@ def _factor(node: Node) -> float | None:
 
 def _operand(node: Any, shape: list[Any]) -> Node | None:
     """The (batch, heads, ., .) value of which a product's operand is a reshape."""
-    if node.target not in _RESHAPES:
+    if node.target not in RESHAPES:
         return None
     node = node.args[0]
     while node.target in (aten.clone.default, aten.expand.default):
