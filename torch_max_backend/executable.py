@@ -125,7 +125,12 @@ class CompiledGraph:
             self._model, self._eager = model, None
         return model
 
-    def __call__(self, args: list[Any]) -> list[Any]:
+    def hold_weights(self, args: Sequence[Any]) -> BoundWeights:
+        """The weights among the arguments, bound; for calls that need not look whether they are
+        still the same tensors in the same memory."""
+        return self._bind_weights(self._select_weights(args))
+
+    def __call__(self, args: list[Any], held: BoundWeights | None = None) -> list[Any]:
         model = self._model
         if model is None:
             eager = self._eager  # read first: another thread may switch to MAX meanwhile
@@ -137,14 +142,14 @@ class CompiledGraph:
                 self._start()
                 return answer
         if self._profile:
-            return self._timed_call(model, args)
-        buffers, addresses = self._bind(args)
+            return self._timed_call(model, args, held)
+        buffers, addresses = self._bind(args, held)
         results = self._run(model, buffers)
         return self._finish(results, args, addresses)
 
-    def _timed_call(self, model: Model, args: list[Any]) -> list[Any]:
+    def _timed_call(self, model: Model, args: list[Any], held: BoundWeights | None) -> list[Any]:
         times = [time.perf_counter()]
-        buffers, addresses = self._bind(args)
+        buffers, addresses = self._bind(args, held)
         times.append(time.perf_counter())
         results = self._run(model, buffers)
         times.append(time.perf_counter())
@@ -170,12 +175,11 @@ class CompiledGraph:
         self._runs_long = time.perf_counter() - start > LONG_RUN
         return results
 
-    def _bind(self, args: list[Any]) -> tuple[list[Buffer], Sequence[Container[int]]]:
+    def _bind(
+        self, args: list[Any], held: BoundWeights | None
+    ) -> tuple[list[Buffer], Sequence[Container[int]]]:
         """Buffers over the arguments' memory, and the addresses at which tensors start."""
-        weights = self._select_weights(args)
-        bound = self._bound
-        if bound is None or not bound.are_valid_for(weights):
-            bound = self._bound = self._bind_weights(weights)
+        bound = self._weights_bound_to(args) if held is None else held
         buffers = bound.buffers.copy()
         for slot in bound.copied:
             buffers[slot] = self._bind_tensor(slot, args[self.signature.inputs[slot].argument])
@@ -189,6 +193,13 @@ class CompiledGraph:
             else:
                 buffers[slot] = _number_buffer(kind, args[position])
         return buffers, (bound.pointers, starts)
+
+    def _weights_bound_to(self, args: list[Any]) -> BoundWeights:
+        weights = self._select_weights(args)
+        bound = self._bound
+        if bound is None or not bound.are_valid_for(weights):
+            bound = self._bound = self._bind_weights(weights)
+        return bound
 
     def _bind_weights(self, weights: Sequence[torch.Tensor]) -> BoundWeights:
         buffers: list[Any] = [None] * len(self._devices)
@@ -254,7 +265,7 @@ class CompiledGraph:
         return outputs
 
 
-def _selection(positions: Sequence[int]) -> Callable[[list[Any]], Sequence[Any]]:
+def _selection(positions: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
     """Those items of a list; ``itemgetter`` gives the item itself where there is but one."""
     if len(positions) > 1:
         return itemgetter(*positions)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten, treespec_loads
@@ -22,6 +22,7 @@ from torch_max_backend.aot import package
 from torch_max_backend.aot.call_spec import CallSpec
 from torch_max_backend.aot.metadata import TensorSpec
 from torch_max_backend.aot.weights import read_weights
+from torch_max_backend.bound_weights import BoundWeights
 from torch_max_backend.cpu import cpu_features, system
 from torch_max_backend.errors import (
     ConstantsError,
@@ -170,6 +171,16 @@ def _beside(path: Path, entry: Mapping[str, Any]) -> memoryview:
     return memoryview(data)
 
 
+class _Held(NamedTuple):
+    """A package's weights. They stay where they are in memory, so that calls need not check them;
+    they are replaced as a whole, since a call in another thread may be using them."""
+
+    constants: dict[str, torch.Tensor]
+    arguments: list[Any]
+    """of the graph, the constants in their places"""
+    bound: BoundWeights
+
+
 class MaxCompiledModel:
     """A loaded model. Calls take and return what the exported model did, pytrees included."""
 
@@ -184,7 +195,6 @@ class MaxCompiledModel:
         self.path = opened.path
         self._metadata = metadata
         self._spec = spec
-        self._constants = constants
         self._gate: Any = (
             contextlib.nullcontext() if runners is None else threading.BoundedSemaphore(runners)
         )
@@ -197,7 +207,6 @@ class MaxCompiledModel:
         self._out_tree: TreeSpec | None = None
         tensors = [i for i in range(len(spec.inputs)) if i not in spec.fixed]
         self._specs_by_place = dict(zip(tensors, self._input_specs, strict=True))
-        self._arguments = 1 + max([*spec.inputs, *spec.constants.values()], default=-1)
         executable = bytes(opened.member(package.EXECUTABLE))
         self._graph = CompiledGraph(
             self.path.name,
@@ -219,6 +228,16 @@ class MaxCompiledModel:
                 f"the executable has {counts[0]} inputs and {counts[1]} outputs, the call spec "
                 f"{expected[0]} and {expected[1]}"
             )
+        self._held = self._hold(constants)
+
+    def _hold(self, constants: dict[str, torch.Tensor]) -> _Held:
+        spec = self._spec
+        arguments: list[Any] = [None] * (
+            1 + max([*spec.inputs, *spec.constants.values()], default=-1)
+        )
+        for name, position in spec.constants.items():
+            arguments[position] = constants[name]
+        return _Held(constants, arguments, self._graph.hold_weights(arguments))
 
     @property
     def device(self) -> torch.device:
@@ -247,7 +266,7 @@ class MaxCompiledModel:
     def get_constant_fqns(self) -> list[str]:
         """The names of weights, buffers and constants; of what was computed of them, ``frozen.0``
         and so on, in a package that was exported with ``freeze=True``."""
-        return list(self._constants)
+        return list(self._held.constants)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the model.
@@ -286,16 +305,15 @@ class MaxCompiledModel:
         self._check(inputs)
         spec = self._spec
         changed = [(inputs[i], place) for i, place in spec.mutated_inputs.items()]
-        arguments: list[Any] = [None] * self._arguments
         with self._gate:
-            for name, position in spec.constants.items():
-                arguments[position] = self._constants[name]
+            held = self._held
+            arguments = held.arguments.copy()
             for position, value in zip(spec.inputs, inputs, strict=True):
                 arguments[position] = value
             inputs.clear()
-            results = self._graph(arguments)
+            results = self._graph(arguments, held.bound)
             for name, place in spec.mutated.items():
-                self._constants[name].copy_(results[place])
+                held.constants[name].copy_(results[place])
             for tensor, place in changed:
                 tensor.copy_(results[place])
         return [results[place] for place in spec.outputs]
@@ -361,14 +379,15 @@ class MaxCompiledModel:
         tied = {aliases[name]: value for name, value in mapping.items() if name in aliases}
         passed_over = {*aliases, *unused}
         mapping = tied | {name: value for name, value in mapping.items() if name not in passed_over}
-        faults = [f"unknown: {name}" for name in mapping if name not in self._constants]
+        constants = self._held.constants
+        faults = [f"unknown: {name}" for name in mapping if name not in constants]
         if check_full_update:
             faults += [
                 f"missing: {entry['name']}"
                 for entry in self._metadata["constants"]
                 if entry["in_state_dict"] and entry["name"] not in mapping
             ]
-        for name, old in self._constants.items():
+        for name, old in constants.items():
             new = mapping.get(name)
             if new is not None and (new.shape != old.shape or new.dtype != old.dtype):
                 faults.append(
@@ -377,9 +396,14 @@ class MaxCompiledModel:
                 )
         if faults:
             raise ConstantsError(f"constants of {self.path.name}:\n  " + "\n  ".join(faults))
-        for name, new in mapping.items():
-            # beside the old ones: a call that is under way in another thread keeps those
-            self._constants[name] = new.detach().to(self._constants[name].device, copy=True)
+        # beside the old ones: a call that is under way in another thread keeps those
+        copies = {
+            name: new.detach().to(
+                constants[name].device, copy=True, memory_format=torch.contiguous_format
+            )
+            for name, new in mapping.items()
+        }
+        self._held = self._hold(constants | copies)
 
     def _check(self, inputs: Sequence[Any]) -> None:
         spec = self._spec
