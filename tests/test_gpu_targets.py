@@ -382,7 +382,7 @@ def test_a_run_stands_between_the_waits(log, monkeypatch):
     graph = compiled_graph(
         trace(lambda x: x + 1, randn(3), on_gpu=True), devices=[accelerator(0), HOST]
     )
-    monkeypatch.setattr(graph, "_bind", lambda args: ([], set()))
+    monkeypatch.setattr(graph, "_bind", lambda args, held: ([], ()))
     monkeypatch.setattr(graph, "_finish", lambda results, args, pointers: results)
     monkeypatch.setattr(executable, "execute_buffers", lambda model, buffers: log.append("run"))
     graph([randn(3)])
