@@ -1,7 +1,8 @@
 """CompiledGraph: binds torch tensors to MAX buffers without copying, runs, unbinds.
 
 A call costs little beside MAX's own: weights are bound once and re-checked by pointer, shape,
-strides and dtype, so that ``load_state_dict``, ``.data =`` and ``resize_`` are seen.
+strides and dtype, so that ``load_state_dict``, ``.data =`` and ``resize_`` are seen; but
+for weights that are held (a package's), which stay where they are.
 """
 
 from __future__ import annotations
