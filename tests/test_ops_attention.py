@@ -113,6 +113,8 @@ def variations() -> Iterator[Case]:
             yield Case(f"{name}-bfloat16", function, [x.bfloat16() for x in inputs])
     large = [x * 30 for x in qkv(2, 3)]  # softmax saturates
     yield Case("large_scores", attend, large)
+    huge = [x * 1e5 for x in qkv(2, 3)]  # the largest is to stay exactly 0 away from itself
+    yield Case("huge_scores", partial(attend, scale=0.3), huge)
     odd = qkv(2, 3)
     odd[2][0, 0, 0, 0] = float("nan")  # in a query, PyTorch's kernel for float32 loses it
     yield Case("nan", attend, odd)

@@ -264,6 +264,14 @@ def linear_kernel() -> Iterator[Case]:
                 scale="tensor",
                 thorough=name in ("_gelu_tanh", "_silu", "_quick_gelu") and k == 1101,
             )
+    for dtype in (torch.float32, torch.bfloat16):  # each number as near as eager's
+        columns = torch.linspace(-6, 6, 1001)[:, None].to(dtype)
+        rows_of_one = torch.tensor([1.0, -0.61, 0.087])[:, None].to(dtype)
+        yield Case(
+            f"linear_gelu-range-{short(dtype)}",
+            lambda x, w, b: F.gelu(F.linear(x, w, b)),
+            [rows_of_one, columns, torch.zeros(1001, dtype=dtype)],
+        )
     for name, activation in list(activations.items())[1:]:
         extremes = torch.tensor([0.0, 1e-30, 0.5, 3.0, 9.0, 13.0, 30.0, 1e30, math.nan, math.inf])
         if name == "_gelu":  # eager's gelu of infinity depends on its place in the tensor

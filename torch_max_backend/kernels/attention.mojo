@@ -8,12 +8,13 @@ exact.
 from std.math import ceildiv
 from std.memory.alloc import unsafe_alloc
 from std.runtime import parallelism_level
-from std.sys import size_of
+from std.sys import prefetch, size_of
 from max.algorithm import sync_parallelize
+from .fetching import CACHE_LINE, TO_READ
 from .packing import pack_columns, pack_rows, split_row
 from .rotation import Rotation
 from .rounding import rounded
-from .softmax import softmax_row
+from .softmax import softmax_rows
 from .tasks import Tasks, Turn
 from .units import *
 
@@ -32,6 +33,13 @@ struct Operand(Copyable, ImplicitlyCopyable, Movable):
 
     def rows_of(self, b: Int, h: Int) -> BytePointer:
         return self.data.unsafe_offset(b * self.batch + h * self.head)
+
+    def fetch(self, b: Int, h: Int, first: Int, last: Int, row_bytes: Int):
+        """Has rows first..last on their way to the cache."""
+        var rows = self.rows_of(b, h)
+        for i in range(first, last):
+            for byte in range(0, row_bytes, CACHE_LINE):
+                prefetch[TO_READ](rows.unsafe_offset(i * self.row + byte))
 
 
 @fieldwise_init
@@ -160,8 +168,27 @@ def _rows_of_a_head[
         var first = turn.part * PART_ROWS
         var last = min(call.queries, first + PART_ROWS)
         for row in range(first, last, ROWS):
+            _fetch_next_head[dtype](call, turn.task + 1, row, min(last, row + ROWS))
             _rows_of_a_tile[dtype](call, scratch, b, h, row, min(ROWS, last - row))
         more = turn.next_part()
+
+
+def _fetch_next_head[
+    dtype: DType
+](call: Attention[dtype], task: Int, first: Int, last: Int):
+    """Its queries first..last and the same share of its keys and values, which lie apart from each
+    other, so that the processor does not foresee them."""
+    comptime size = size_of[dtype]()
+    if task == call.batch * call.heads:
+        return
+    var b = task // call.heads
+    var h = task % call.heads
+    call.query.fetch(b, h, first, last, call.width * size)
+    var key_head = h // (call.heads // call.key_heads)
+    var start = first * call.keys // call.queries
+    var end = last * call.keys // call.queries
+    call.key.fetch(b, key_head, start, end, call.width * size)
+    call.value.fetch(b, key_head, start, end, call.value_width * size)
 
 
 def _pack_keys[
@@ -218,18 +245,25 @@ def _rows_of_a_tile[
         padded // width,
         scratch.scores,
     )
-    var factors = Array[Scalar[SUM[dtype]], ROWS](fill=0)
-    for i in range(present):
-        factors[i] = softmax_row[dtype](
-            scratch.scores.unsafe_offset(i * scratch.key_stride),
-            min(keys, row + i + 1) if call.causal else keys,
-            padded,
-            call.scale,
-            call.bias.row_of(b, h, row + i),
-            call.bias.present,
-            call.empty,
-            scratch.weights.unsafe_offset(i * scratch.places),
-        )
+    var kept = Array[Int, ROWS](fill=keys)
+    var biases = Array[SumPointer[dtype], ROWS](uninitialized=True)
+    comptime for i in range(ROWS):
+        var place = row + min(i, present - 1)
+        biases[i] = call.bias.row_of(b, h, place)
+        if call.causal:
+            kept[i] = min(keys, place + 1)
+    var factors = softmax_rows[dtype](
+        scratch.scores,
+        scratch.key_stride,
+        kept,
+        padded,
+        call.scale,
+        biases,
+        call.bias.present,
+        call.empty,
+        scratch.weights,
+        scratch.places,
+    )
     _multiply[dtype](
         scratch.weights,
         scratch.places,
