@@ -8,9 +8,9 @@ exact.
 from std.math import ceildiv
 from std.memory.alloc import unsafe_alloc
 from std.runtime import parallelism_level
-from std.sys import prefetch, size_of
+from std.sys import size_of
 from max.algorithm import sync_parallelize
-from .fetching import CACHE_LINE, TO_READ
+from .fetching import Place, TO_READ
 from .packing import pack_columns, pack_rows, split_row
 from .rotation import Rotation
 from .rounding import rounded
@@ -36,10 +36,7 @@ struct Operand(Copyable, ImplicitlyCopyable, Movable):
 
     def fetch(self, b: Int, h: Int, first: Int, last: Int, row_bytes: Int):
         """Has rows first..last on their way to the cache."""
-        var rows = self.rows_of(b, h)
-        for i in range(first, last):
-            for byte in range(0, row_bytes, CACHE_LINE):
-                prefetch[TO_READ](rows.unsafe_offset(i * self.row + byte))
+        Place(self.rows_of(b, h), 0, self.row, 1).fetch[TO_READ](0, first, last, 0, row_bytes)
 
 
 @fieldwise_init
@@ -78,6 +75,10 @@ struct Attention[dtype: DType](Copyable, ImplicitlyCopyable, Movable):
     var scale: Scalar[SUM[Self.dtype]]
     var causal: Bool
     var empty: Scalar[SUM[Self.dtype]]
+
+    def key_head(self, h: Int) -> Int:
+        """Of the keys and values that a head's queries meet."""
+        return h // (self.heads // self.key_heads)
 
 
 struct Scratch[dtype: DType](Movable):
@@ -152,7 +153,7 @@ def _rows_of_a_head[
     dtype: DType
 ](call: Attention[dtype], scratch: Scratch[dtype], mut turn: Turn, b: Int, h: Int):
     """The worker's parts of a head's queries."""
-    var key_head = h // (call.heads // call.key_heads)
+    var key_head = call.key_head(h)
     _pack_keys[dtype](call, scratch, b, key_head)
     pack_rows[dtype](
         call.value.rows_of(b, key_head),
@@ -184,7 +185,7 @@ def _fetch_next_head[
     var b = task // call.heads
     var h = task % call.heads
     call.query.fetch(b, h, first, last, call.width * size)
-    var key_head = h // (call.heads // call.key_heads)
+    var key_head = call.key_head(h)
     var start = first * call.keys // call.queries
     var end = last * call.keys // call.queries
     call.key.fetch(b, key_head, start, end, call.width * size)
