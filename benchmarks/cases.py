@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrained_models.comparison import randomise_
+from vit.config import PosEnc, ViTConfig
 from vit.flops import product_flops
 
 SEED = 0
@@ -94,9 +95,9 @@ def flops(case: Case) -> int:
     return product_flops(make_model(case), make_input(one)) * case.batch
 
 
-def _vit(name: str, resolution: int) -> nn.Module:
-    from vit import ViTConfig
-
+def _vit(
+    name: str, resolution: int, activation: str = "gelu", pos_enc: PosEnc = "learnable"
+) -> nn.Module:
     depth, width, ffn, heads = SIZES[name]
     config = ViTConfig(
         in_channels=3,
@@ -108,25 +109,29 @@ def _vit(name: str, resolution: int) -> nn.Module:
         num_attention_heads=heads,
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        activation="gelu",
+        activation=activation,
         num_cls_tokens=1,
-        pos_enc="learnable",
+        pos_enc=pos_enc,
         norm_type="layernorm",
         dtype=torch.float32,
     )
     return Single(config.instantiate(), lambda output: output.dense_features)
 
 
-def _transformers_vit(resolution: int, attention: str = "sdpa") -> nn.Module:
-    from transformers import ViTConfig, ViTModel
+def _transformers_vit(
+    resolution: int, attention: str = "sdpa", activation: str = "gelu"
+) -> nn.Module:
+    from transformers import ViTConfig as TransformersConfig
+    from transformers import ViTModel
 
     depth, width, ffn, heads = SIZES["vit-s"]
-    config = ViTConfig(
+    config = TransformersConfig(
         hidden_size=width,
         num_hidden_layers=depth,
         num_attention_heads=heads,
         intermediate_size=ffn,
         image_size=resolution,
+        hidden_act=activation,
         attn_implementation=attention,
     )
     model = ViTModel(config, add_pooling_layer=False)
@@ -164,6 +169,10 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "transformers-vit-s": _transformers_vit,
     "torch-vit-s": _torch_vit,
     "written-attention": partial(_transformers_vit, attention="eager"),
+    "rotary-vit-s": partial(_vit, "vit-s", pos_enc="rope"),
+    "silu-vit-s": partial(_vit, "vit-s", activation="silu"),
+    "swiglu-vit-s": partial(_vit, "vit-s", activation="swiglu"),
+    "quick-gelu-vit-s": partial(_transformers_vit, activation="quick_gelu"),
 }
 COMPARED = ["vit-ti", "vit-s", "vit-b", "transformers-vit-s"]
 """The models that a benchmark takes where none are named."""

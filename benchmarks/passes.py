@@ -3,10 +3,10 @@
     python -m benchmarks.passes [--model vit-s] [--batch 8] [--dtype float32] [--rounds 20]
                                 [--freeze]
 
-Passes that change nothing in the model's graph are named and left out: try the model
-"written-attention" and --dtype int8 for those. With --freeze the passes are those of
-``options={"freeze": True}``. All are called by turns in one process, as in ``benchmarks.by_turns``:
-below 1 it is the slower one.
+Passes that change nothing in the model's graph are named and left out: try the models
+"written-attention", "rotary-vit-s", "silu-vit-s", "quick-gelu-vit-s" and "swiglu-vit-s", and
+--dtype int8, for those. With --freeze the passes are those of ``options={"freeze": True}``. All are
+called by turns in one process, as in ``benchmarks.by_turns``: below 1 it is the slower one.
 """
 
 from __future__ import annotations

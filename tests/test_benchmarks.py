@@ -178,7 +178,7 @@ def test_models_are_seeded_and_return_a_tensor():
     x = cases.make_input(case)
     with torch.no_grad():
         assert model(x).shape == (1, 5, 192)
-        for name in ("transformers-vit-s", "torch-vit-s"):
+        for name in cases.MODELS.keys() - cases.SIZES.keys():
             assert cases.make_model(Case(name, 1, 32, "float32"))(x).shape == (1, 5, 384)
 
 
