@@ -102,10 +102,8 @@ def compiled(case: Case, freeze: bool) -> by_turns.Call:
     """A call of the case, compiled with the passes that are in place now."""
     model = in_precision(make_model(case), case)
     x = images_in_precision(make_input(case), case)
-    options: Any = {
-        "freeze": freeze,
-        "cache": False,
-    }  # the cache does not know that passes are missing
+    # Without the cache, which does not know that passes are missing.
+    options: Any = {"freeze": freeze, "cache": False}
     run = torch.compile(with_own_code(model), backend="max", dynamic=False, options=options)
     run(x)
     return lambda: [run(x)]
