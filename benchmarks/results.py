@@ -107,12 +107,12 @@ def table(rows: Sequence[Row], ours: str = "max", format: str = "simple") -> str
                 *start,
                 _milliseconds(row.median),
                 f"{_milliseconds(row.lower_quartile)}-{_milliseconds(row.upper_quartile)}",
-                f"{row.median / median:.2f}" if median and row.median else "",
+                _ratio(row.median / median if median and row.median else None),
                 _milliseconds(row.median and row.median / row.batch),
                 f"{row.first_result:.1f}" if row.first_result else "",
                 f"{row.peak_memory / 2**20:.0f}" if row.peak_memory else "",
                 *(f"{e:.1e}" if e is not None else "" for e in (row.error, row.rms_error)),
-                f"{row.share_of_matmul:.2f}" if row.share_of_matmul else "",
+                _ratio(row.share_of_matmul),
             ]
         )
     headers = [
@@ -143,7 +143,8 @@ def table(rows: Sequence[Row], ours: str = "max", format: str = "simple") -> str
 
 def ratios(rows: Sequence[Row], ours: str = "max", format: str = "simple") -> str:
     """A line a case: the time of every other contestant as a multiple of ours, and our share of
-    the rate of a large matrix product.
+    the rate of a large matrix product; then the geometric means over the models, which one
+    disturbed case moves little.
 
     Args:
         format: one of tabulate's, such as ``"github"``.
@@ -152,19 +153,21 @@ def ratios(rows: Sequence[Row], ours: str = "max", format: str = "simple") -> st
     for row in rows:
         cases.setdefault(row.case, {})[row.contestant] = row
     others = [name for name in dict.fromkeys(row.contestant for row in rows) if name != ours]
-    lines = []
+    lines: list[list[Any]] = []
+    alike: dict[tuple[str, int, int], list[list[float | None]]] = {}
     for (model, dtype, resolution, batch), found in cases.items():
         own = found.get(ours)
         if own is None or own.median is None:
             continue
         times = [found[name].median if name in found else None for name in others]
-        lines.append(
-            [
-                *(model, dtype, batch, resolution, _milliseconds(own.median)),
-                *(f"{time / own.median:.2f}" if time else "" for time in times),
-                f"{own.share_of_matmul:.2f}" if own.share_of_matmul else "",
-            ]
-        )
+        numbers = [*(time and time / own.median for time in times), own.share_of_matmul]
+        alike.setdefault((dtype, batch, resolution), []).append(numbers)
+        start = [model, dtype, batch, resolution, _milliseconds(own.median)]
+        lines.append([*start, *map(_ratio, numbers)])
+    for group, of_models in alike.items():
+        if len(of_models) > 1:
+            means = [_ratio(_geometric_mean(column)) for column in zip(*of_models, strict=True)]
+            lines.append(["geometric mean", *group, "", *means])
     headers = ["model", "dtype", "batch", "image", f"{ours} (ms)", *others, "share of matmul"]
     alignment = ("left", "left", *["right"] * (len(headers) - 2))
     return tabulate(lines, headers, format, disable_numparse=True, colalign=alignment)
@@ -180,6 +183,16 @@ def report(rows: Sequence[Row], format: str = "simple") -> str:
 
 def _milliseconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds * 1e3:.1f}"
+
+
+def _ratio(number: float | None) -> str:
+    return f"{number:.2f}" if number else ""
+
+
+def _geometric_mean(numbers: Sequence[float | None]) -> float | None:
+    """None where one is missing, as it then compares with nothing else."""
+    present = [number for number in numbers if number]
+    return statistics.geometric_mean(present) if len(present) == len(numbers) else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

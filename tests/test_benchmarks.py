@@ -95,6 +95,18 @@ def test_ratios():
     assert len(results.ratios(rows[:1]).splitlines()) == 2, "nothing of ours, no line"
 
 
+def test_means_over_models():
+    def case(model, ratio, *more):
+        return [row("eager", [0.1 * ratio], model=model), row("max", [0.1], model=model), *more]
+
+    inductor = row("inductor", [0.2], model="vit-s")
+    rows = case("vit-ti", 2.0) + case("vit-s", 4.5, inductor) + [row("max", [0.1], batch=1)]
+    *_, mean = results.ratios(rows).splitlines()
+    assert mean.split() == ["geometric", "mean", "float32", "8", "224", "3.00"], (
+        "of both models, without Inductor, which has one of them, and batch 1"
+    )
+
+
 def test_the_tables_of_a_file(tmp_path, capsys):
     rows = [row("eager", [0.3]), row("max", [0.1])]
     results.write(tmp_path, {}, rows)

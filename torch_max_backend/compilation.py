@@ -32,6 +32,7 @@ from torch_max_backend.executable import CompiledGraph
 from torch_max_backend.fingerprint import graph_fingerprint
 from torch_max_backend.frozen_part import FrozenPart
 from torch_max_backend.graph_builder import build_graph, check_supported
+from torch_max_backend.heap import return_free_memory
 from torch_max_backend.kernel_library import kernel_library
 from torch_max_backend.options import MaxOptions
 from torch_max_backend.session import load_model, load_models, session
@@ -73,7 +74,9 @@ def _compiled(module: Module) -> CompiledModel:
     """MAX's compile of a module, for the processor that this thread makes code for."""
 
     def compiled() -> CompiledModel:
-        return session().compile(module, custom_extensions=[kernel_library()])
+        model = session().compile(module, custom_extensions=[kernel_library()])
+        return_free_memory()
+        return model
 
     if (cpu := cpu_target()) == NATIVE:
         with _turns.shared():
