@@ -7,12 +7,13 @@ import pytest
 
 from benchmarks import resident
 from torch_max_backend import compilation
+from torch_max_backend.c_library import c_function
 from torch_max_backend.heap import return_free_memory
 
 MIB = 1 << 20
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc only")
+@pytest.mark.skipif(c_function("malloc_trim") is None, reason="glibc only")
 def test_what_was_freed_goes_back():
     kept = [bytearray(2048) for _ in range(64 * MIB // 2048)]
     del kept[:-1]  # below what is still used, so that malloc does not return it by itself

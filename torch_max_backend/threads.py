@@ -6,11 +6,12 @@ before it sleeps. What the other library does meanwhile runs at half its speed.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 import sys
 from collections.abc import Callable
+
+from torch_max_backend.c_library import c_function
 
 _BUSY_WAIT = ("MODULAR_THREAD_BUSY_WAIT_US", "MODULAR_RUNTIME_THREAD_BUSY_WAIT_TIME_US")
 """How long MAX's workers look for work: as its devices read it, and as its sessions do. MAX aborts
@@ -42,10 +43,7 @@ def end_openmp_threads() -> None:
         pause(_SOFT)
 
 
-@functools.cache
+@functools.cache  # at every run, hence not looked up anew
 def _openmp_pause() -> Callable[[int], int] | None:
     """Of the OpenMP library that PyTorch has loaded; None where it has none, or an old one."""
-    try:
-        return ctypes.CDLL(None).omp_pause_resource_all
-    except (AttributeError, OSError, TypeError):  # TypeError: Windows has no CDLL(None)
-        return None
+    return c_function("omp_pause_resource_all")
