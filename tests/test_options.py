@@ -7,6 +7,8 @@ import torch
 
 from torch_max_backend import MaxBackendError, MaxOptions, OptionError
 
+SKIP = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+
 
 @pytest.fixture(autouse=True)
 def fresh_dynamo():
@@ -116,8 +118,9 @@ def test_the_key_holds_what_changes_the_executable_alone():
         ({"options": {"compil": "lazy"}}, "the nearest is 'compile'"),
         ({"options": {"attention": "fused"}}, "'flash', 'composed'"),
         ({"mode": "max-autotune"}, "no modes"),
+        ({"options": {"guard_filter_fn": SKIP, "compil": "lazy"}}, "unknown option 'compil'"),
     ],
-    ids=["name", "value", "mode"],
+    ids=["name", "value", "mode", "beside PyTorch's own"],
 )
 def test_errors_reach_the_caller_of_torch_compile(kw, message):
     with pytest.raises(Exception) as caught:
