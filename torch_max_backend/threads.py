@@ -17,7 +17,7 @@ _BUSY_WAIT = ("MODULAR_THREAD_BUSY_WAIT_US", "MODULAR_RUNTIME_THREAD_BUSY_WAIT_T
 """How long MAX's workers look for work: as its devices read it, and as its sessions do. MAX aborts
 the process where the two differ."""
 _SHORT = "70"
-"""10 to 30 ms, measured; MAX's own, 200, is 150 ms and more, whatever the unit in the names."""
+"""3 to 30 ms, measured; MAX's own, 200, is 10 to 150 ms, whatever the unit in the names."""
 _SOFT = 1
 """``omp_pause_soft`` of OpenMP 5.0, section 3.2.44: the next parallel region goes on as before."""
 
