@@ -5,8 +5,6 @@ Views may occur twice: they move nothing. No compile.
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
 from torch.fx import GraphModule, Node
@@ -52,8 +50,8 @@ def test_it_is_found_where_there_is():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", MODELS + OF_TRANSFORMERS)
 def test_a_vit_has_none(name, dtype):
-    if name in OF_TRANSFORMERS and importlib.util.find_spec("transformers") is None:
-        pytest.skip("needs transformers")
+    if name in OF_TRANSFORMERS:
+        pytest.importorskip("transformers")
     case = Case(name, 2, 32, dtype)
     gm = trace(in_precision(make_model(case), case), make_input(case).to(DTYPES[dtype]))
     assert not wasted_work(gm)
