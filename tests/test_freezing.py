@@ -173,9 +173,11 @@ def check(model: nn.Module, *args: Any, **settings: Any) -> Frozen:
 class Tokens(nn.Module):
     """What a small ViT makes of images."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        config = ViTConfig(3, [4, 4], [8, 8], 3, 16, 32, 2, dtype=torch.float32, activation="gelu")
+        config = ViTConfig(
+            3, [4, 4], [8, 8], 3, width, 32, 2, dtype=torch.float32, activation="gelu"
+        )
         self.vit = config.instantiate()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -183,9 +185,15 @@ class Tokens(nn.Module):
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_every_layer_of_a_vit_is_packed(dynamic: bool):
-    frozen = check(Tokens(), torch.randn(2, 3, 8, 8), dynamic=dynamic)
-    assert frozen.count(ours.packed_linear.default) == 3 * 4
+@pytest.mark.parametrize(("width", "layers"), [(16, 2), (64, 0)])
+def test_every_layer_of_a_vit_is_packed(dynamic: bool, width: int, layers: int):
+    """By itself, or in the kernels for an MLP and, where it is wide enough, for attention."""
+    frozen = check(Tokens(width), torch.randn(2, 3, 8, 8), dynamic=dynamic)
+    assert frozen.count(ours.packed_linear.default) == 3 * layers
+    blocks = {ours.mlp.default, ours.self_attention.default}
+    nodes = [node for node in frozen.gm.graph.nodes if node.target in blocks]
+    assert len(nodes) == (3 if layers else 6)
+    assert all(node.kwargs["packed"] for node in nodes)
     assert not frozen.targets() & {aten.addmm.default, ours.linear_activation.default}
 
 

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.tracing import trace
-from vit import ViT, ViTConfig
 
 FUSED = torch.ops.torch_max_backend.linear_activation.default
 
@@ -24,10 +23,14 @@ def fused(function, *args, dynamic=False):
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_block_of_a_vit(dtype, dynamic):
-    config = ViTConfig(3, [4, 4], [8, 8], 3, 16, 32, 2, dtype=dtype, activation="gelu")
-    images = torch.randn(2, 3, 8, 8, dtype=dtype)
-    assert len(fused(ViT(config).eval(), images, dynamic=dynamic)) == 3
+def test_every_layer_of_an_encoder_that_normalises_after(dtype, dynamic):
+    """Where the norm comes first all of the MLP is one kernel, see test_blocks.py."""
+    layers = [
+        nn.TransformerEncoderLayer(16, 2, 24, activation="gelu", batch_first=True, dtype=dtype)
+        for _ in range(3)
+    ]
+    x = torch.randn(2, 9, 16, dtype=dtype)
+    assert len(fused(nn.Sequential(*layers).eval(), x, dynamic=dynamic)) == 3
 
 
 class QuickGELU(nn.Module):

@@ -24,13 +24,14 @@ def layers(function, *args, dynamic=False) -> list[bool]:
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_two_of_four_in_every_block_of_a_vit(dtype, dynamic):
+def test_one_of_two_in_every_block_of_a_vit(dtype, dynamic):
+    """Its heads are too narrow for attention as one kernel; the MLP is one."""
     config = ViTConfig(3, [4, 4], [8, 8], 3, 16, 32, 2, dtype=dtype, activation="gelu")
     images = torch.randn(2, 3, 8, 8, dtype=dtype)
     found = layers(ViT(config).eval(), images, dynamic=dynamic)
-    qkv_out_up_down = [False, True, False, True]
-    assert found[1:13] == 3 * qkv_out_up_down
-    assert not any(found[:1] + found[13:])  # patches, head
+    qkv_out = [False, True]
+    assert found[1:7] == 3 * qkv_out
+    assert not any(found[:1] + found[7:])  # patches, head
 
 
 LINEAR = nn.Linear(8, 8)

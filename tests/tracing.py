@@ -13,11 +13,16 @@ from torch.fx import GraphModule
 from torch_max_backend.aot.gpu_target import move_to_gpu
 from torch_max_backend.composites import replace_composites
 from torch_max_backend.decompositions import decompositions
+from torch_max_backend.options import MaxOptions
 from torch_max_backend.passes import run_passes
 
 
 def trace(
-    function: Callable[..., Any], *args: Any, dynamic: bool = False, on_gpu: bool = False
+    function: Callable[..., Any],
+    *args: Any,
+    dynamic: bool = False,
+    on_gpu: bool = False,
+    settings: MaxOptions | None = None,
 ) -> GraphModule:
     """The first graph that ``max_backend`` would compile for a call; the call itself is eager.
 
@@ -41,5 +46,5 @@ def trace(
     torch._dynamo.reset()
     if on_gpu:
         move_to_gpu(captured[0])
-    run_passes(captured[0])
+    run_passes(captured[0], settings)
     return captured[0]

@@ -15,7 +15,7 @@ from max.graph import Dim, TensorValue, ops
 
 from torch_max_backend import composites, passes  # noqa: F401  register torch_max_backend::*
 from torch_max_backend.accelerators import to_device_ref
-from torch_max_backend.context import expected, expected_shape
+from torch_max_backend.context import Rotation, expected, expected_shape
 from torch_max_backend.dims import IntLike
 from torch_max_backend.dtypes import to_max
 from torch_max_backend.ops import (
@@ -32,6 +32,7 @@ from torch_max_backend.ops import (
     transcendental,
 )
 from torch_max_backend.ops import attention as attention_ops
+from torch_max_backend.ops import block as block_ops
 from torch_max_backend.ops import convolution as convolution_ops
 from torch_max_backend.ops import matmul as matmul_ops
 from torch_max_backend.ops import reduction as reduce_ops
@@ -1029,6 +1030,28 @@ def torch_max_backend_linear_activation(
     return matmul_ops.biased_linear(input, weight, bias, activation)
 
 
+@lowering(torch.ops.torch_max_backend.mlp.default)
+def torch_max_backend_mlp(
+    input: TensorValue,
+    gain: TensorValue | None,
+    shift: TensorValue | None,
+    eps: float,
+    weight: TensorValue,
+    bias: TensorValue,
+    out_weight: TensorValue,
+    out_bias: TensorValue,
+    scale: TensorValue | None,
+    *,
+    activation: str,
+    centred: bool,
+    packed: bool = False,
+) -> TensorValue:
+    """mlp(Tensor input, Tensor? gain, Tensor? shift, float eps, Tensor weight, Tensor bias, Tensor out_weight, Tensor out_bias, Tensor? scale, *, str activation, bool centred, bool packed=False) -> Tensor"""
+    norm = block_ops.Norm(gain, shift, eps, centred)
+    layers = [(weight, bias), (out_weight, out_bias)]
+    return block_ops.mlp(input, norm, layers, scale, activation, packed)
+
+
 @lowering(torch.ops.torch_max_backend.packed_convolution.default)
 def torch_max_backend_packed_convolution(
     input: TensorValue,
@@ -1109,6 +1132,36 @@ def torch_max_backend_rotary_embedding(
 ) -> TensorValue:
     """rotary_embedding(Tensor x, Tensor sin, Tensor cos, int first) -> Tensor"""
     return rotary.rotary_embedding(x, sin, cos, first)
+
+
+@lowering(torch.ops.torch_max_backend.self_attention.default)
+def torch_max_backend_self_attention(
+    input: TensorValue,
+    gain: TensorValue | None,
+    shift: TensorValue | None,
+    eps: float,
+    weights: Sequence[TensorValue],
+    biases: Sequence[TensorValue],
+    out_weight: TensorValue,
+    out_bias: TensorValue,
+    scale: TensorValue | None,
+    sin: TensorValue | None,
+    cos: TensorValue | None,
+    first: int,
+    *,
+    heads: int,
+    score_scale: float,
+    is_causal: bool,
+    centred: bool,
+    packed: bool = False,
+) -> TensorValue:
+    """self_attention(Tensor input, Tensor? gain, Tensor? shift, float eps, Tensor[] weights, Tensor[] biases, Tensor out_weight, Tensor out_bias, Tensor? scale, Tensor? sin, Tensor? cos, int first, *, int heads, float score_scale, bool is_causal, bool centred, bool packed=False) -> Tensor"""
+    norm = block_ops.Norm(gain, shift, eps, centred)
+    layers = [*zip(weights, biases, strict=True), (out_weight, out_bias)]
+    rotation = None if sin is None or cos is None else Rotation(sin, cos, first)
+    return block_ops.self_attention(
+        input, norm, layers, scale, rotation, heads, score_scale, is_causal, packed
+    )
 
 
 @lowering(torch.ops.torch_max_backend.softmax_attention.default)

@@ -65,7 +65,7 @@ def _compile(
     kind: str,
     start: float | None,
 ) -> Callable[[list[Any]], list[Any]]:
-    run_passes(gm)
+    run_passes(gm, settings)
     if flags.verbose_enabled():
         log.warning("%s graph\n%s", kind, describe_graph(gm))
     traced = time.perf_counter()

@@ -69,6 +69,12 @@ def same_sizes(a: Sequence[Size], b: Sequence[Size]) -> bool:
     return [expression(x) for x in a] == [expression(x) for x in b]
 
 
+def same_view(a: View, b: View) -> bool:
+    """Whether they show the same numbers in the same way."""
+    places = [[v.offset, *v.sizes, *v.strides] for v in (a, b)]
+    return a.base is b.base and len(a.sizes) == len(b.sizes) and same_sizes(*places)
+
+
 def _argument(node: Node, place: int, name: str, default: Any = None) -> Any:
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 

@@ -80,6 +80,10 @@ struct Attention[dtype: DType](Copyable, ImplicitlyCopyable, Movable):
         """Of the keys and values that a head's queries meet."""
         return h // (self.heads // self.key_heads)
 
+    def tasks(self, workers: Int) -> Tasks:
+        """A head each, a part of it PART_ROWS queries."""
+        return Tasks(self.batch * self.heads, ceildiv(self.queries, PART_ROWS), workers)
+
 
 struct Scratch[dtype: DType](Movable):
     """What a worker needs at a time: a head's keys and values packed, a tile of queries, their
@@ -131,22 +135,25 @@ struct Scratch[dtype: DType](Movable):
 
 def attention[dtype: DType](call: Attention[dtype]):
     """Computes all of it in parallel."""
-    var heads = call.batch * call.heads
-    var parts = ceildiv(call.queries, PART_ROWS)
     var workers = parallelism_level()
-    var tasks = Tasks(heads, parts, workers)
+    var tasks = call.tasks(workers)
 
     def work(worker: Int) {call, tasks}:
-        var scratch = Scratch[dtype](call)
-        var turn = Turn(tasks, worker)
-        while turn.next_task():
-            _rows_of_a_head[dtype](
-                call, scratch, turn, turn.task // call.heads, turn.task % call.heads
-            )
-        scratch.free()
+        attend(call, tasks, worker)
 
     sync_parallelize(work, workers)
     tasks.free()
+
+
+def attend[dtype: DType, //](call: Attention[dtype], tasks: Tasks, worker: Int):
+    """A worker's share of the heads, and what it can take of others'."""
+    var scratch = Scratch[dtype](call)
+    var turn = Turn(tasks, worker)
+    while turn.next_task():
+        _rows_of_a_head[dtype](
+            call, scratch, turn, turn.task // call.heads, turn.task % call.heads
+        )
+    scratch.free()
 
 
 def _rows_of_a_head[

@@ -53,8 +53,11 @@ struct Extents(Copyable, ImplicitlyCopyable, Movable):
     var segments: Int
     var depth: Int
 
+    def is_empty(self) -> Bool:
+        return self.batch * self.rows * self.columns == 0
 
-trait Operands(Copyable, ImplicitlyCopyable, Movable):
+
+trait Operands(Copyable, ImplicitlyCopyable, Movable, Deinitable):
     """Where a contraction finds its numbers."""
 
     def extents(self) -> Extents:
@@ -89,45 +92,68 @@ def contract[
     dtype: DType, Source: Operands, Epilogue: Store[dtype]
 ](source: Source, places: Places, store: Epilogue):
     """Computes all of it, in parallel, and hands each number to ``store`` once."""
-    var workers = parallelism_level()
-    var size = source.extents()
-    if size.batch * size.rows * size.columns == 0:
+    if source.extents().is_empty():
         return
-    var panels = ceildiv(size.columns, PANEL[dtype])
-    var blocks = ceildiv(size.rows, BLOCK_ROWS)
-    var right_bytes = size.columns * size.segments * size.depth * size_of[dtype]()
-    var cheap = source.is_packed() or right_bytes <= CACHED_BYTES
-    var share_blocks = 1 if cheap else SHARE_BLOCKS
-    var shares = max(1, size.rows // (share_blocks * BLOCK_ROWS))
-    shares = min(shares, ceildiv(workers, size.batch))
-    var chunks = ceildiv(ceildiv(blocks, TASK_BLOCKS), shares) * shares
-    var balanced = ceildiv(WORKER_PARTS * workers, size.batch * panels)
-    blocks = max(blocks, min(balanced, ceildiv(size.rows, 2 * ROWS)))
-    var rows = _whole_tiles(size.rows, chunks)
-    var height = _whole_tiles(rows, ceildiv(blocks, chunks))
-    var tasks = Tasks(size.batch * chunks * panels, ceildiv(rows, height), workers)
+    var workers = parallelism_level()
+    var shares = Shares[dtype](source.extents(), source.is_packed(), workers)
 
-    def work(worker: Int) {source, size, panels, chunks, rows, height, tasks, places, imm store}:
-        var scratch = Scratch[dtype](size)
-        var turn = Turn(tasks, worker)
+    def work(worker: Int) {source, shares, places, imm store}:
+        shares.contract(source, worker, places, store)
+
+    sync_parallelize(work, workers)
+    shares.tasks.free()
+
+
+struct Shares[dtype: DType](Copyable, ImplicitlyCopyable, Movable):
+    """The output of a contraction as tasks of workers: a panel by a chunk of ``rows`` each, a part
+    of it ``height`` of them."""
+
+    var size: Extents
+    var panels: Int
+    var chunks: Int
+    var rows: Int
+    var height: Int
+    var tasks: Tasks
+
+    def __init__(out self, size: Extents, packed: Bool, workers: Int):
+        self.size = size
+        self.panels = ceildiv(size.columns, PANEL[Self.dtype])
+        var blocks = ceildiv(size.rows, BLOCK_ROWS)
+        var right_bytes = size.columns * size.segments * size.depth * size_of[Self.dtype]()
+        var cheap = packed or right_bytes <= CACHED_BYTES
+        var share_blocks = 1 if cheap else SHARE_BLOCKS
+        var shares = max(1, size.rows // (share_blocks * BLOCK_ROWS))
+        shares = min(shares, ceildiv(workers, size.batch))
+        self.chunks = ceildiv(ceildiv(blocks, TASK_BLOCKS), shares) * shares
+        var balanced = ceildiv(WORKER_PARTS * workers, size.batch * self.panels)
+        blocks = max(blocks, min(balanced, ceildiv(size.rows, 2 * ROWS)))
+        self.rows = _whole_tiles(size.rows, self.chunks)
+        self.height = _whole_tiles(self.rows, ceildiv(blocks, self.chunks))
+        var parts = ceildiv(self.rows, self.height)
+        self.tasks = Tasks(size.batch * self.chunks * self.panels, parts, workers)
+
+    def contract[
+        Source: Operands, Epilogue: Store[Self.dtype]
+    ](self, source: Source, worker: Int, places: Places, store: Epilogue):
+        """A worker's share, and what it can take of others'."""
+        comptime columns = PANEL[Self.dtype]
+        var scratch = Scratch[Self.dtype](self.size)
+        var turn = Turn(self.tasks, worker)
         while turn.next_task():
-            _task[dtype](
+            _task[Self.dtype](
                 source,
                 scratch,
                 turn,
-                turn.task // panels // chunks,
-                turn.task % panels * PANEL[dtype],
-                turn.task // panels % chunks * rows,
-                rows,
-                height,
-                (turn.task + 1) % panels * PANEL[dtype],
+                turn.task // self.panels // self.chunks,
+                turn.task % self.panels * columns,
+                turn.task // self.panels % self.chunks * self.rows,
+                self.rows,
+                self.height,
+                (turn.task + 1) % self.panels * columns,
                 places,
                 store,
             )
         scratch.free()
-
-    sync_parallelize(work, workers)
-    tasks.free()
 
 
 def _whole_tiles(rows: Int, count: Int) -> Int:

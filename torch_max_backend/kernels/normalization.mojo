@@ -9,10 +9,14 @@ from std.memory import Pointer
 from std.runtime import parallelism_level
 from max.algorithm import sync_parallelize
 from .rounding import rounded
+from .tasks import Tasks, Turn
 from .units import SUM, WIDTH
 
 comptime SMALL = 1 << 16
 """Numbers that one worker goes through sooner than another wakes up."""
+
+comptime WORKER_TASKS = 8
+"""Tasks of each worker, at most, where a norm is part of something larger."""
 
 
 @fieldwise_init
@@ -39,27 +43,48 @@ struct Rows[dtype: DType](Copyable, ImplicitlyCopyable, Movable):
     var columns: Int
 
 
-def normalize[
-    dtype: DType, gain_dtype: DType, shift_dtype: DType, //, centred: Bool
-](
-    rows: Rows[dtype],
-    gain: Factors[gain_dtype],
-    shift: Factors[shift_dtype],
-    eps: Scalar[SUM[dtype]],
-):
+@fieldwise_init
+struct Normalization[
+    dtype: DType, gain_dtype: DType, shift_dtype: DType, centred: Bool
+](Copyable, ImplicitlyCopyable, Movable):
     """Each row divided by its root mean square and times ``gain``; if ``centred``, less its mean
     before and plus ``shift`` after."""
-    var workers = parallelism_level()
-    if rows.rows * rows.columns <= SMALL:
-        workers = 1
 
-    def work(worker: Int) {rows, gain, shift, eps, workers}:
-        for r in range(worker * rows.rows // workers, (worker + 1) * rows.rows // workers):
-            _row[centred=centred](rows, r * rows.columns, gain, shift, eps)
+    var rows: Rows[Self.dtype]
+    var gain: Factors[Self.gain_dtype]
+    var shift: Factors[Self.shift_dtype]
+    var eps: Scalar[SUM[Self.dtype]]
 
-    if workers == 1:
-        work(0)
-    else:
+    def of_rows(self, first: Int, last: Int):
+        for r in range(first, last):
+            _row[centred=Self.centred](
+                self.rows, r * self.rows.columns, self.gain, self.shift, self.eps
+            )
+
+    def tasks(self, workers: Int) -> Tasks:
+        """Some rows each."""
+        return Tasks(min(self.rows.rows, WORKER_TASKS * workers), 1, workers)
+
+    def share(self, tasks: Tasks, worker: Int):
+        """A worker's share, and what it can take of others'."""
+        var rows = self.rows.rows
+        var turn = Turn(tasks, worker)
+        while turn.next_task():
+            self.of_rows(
+                turn.task * rows // tasks.count, (turn.task + 1) * rows // tasks.count
+            )
+
+    def in_parallel(self):
+        """All rows."""
+        var workers = parallelism_level()
+        var rows = self.rows.rows
+        if rows * self.rows.columns <= SMALL:
+            self.of_rows(0, rows)
+            return
+
+        def work(worker: Int) {self, rows, workers}:
+            self.of_rows(worker * rows // workers, (worker + 1) * rows // workers)
+
         sync_parallelize(work, workers)
 
 

@@ -7,6 +7,7 @@ from extensibility import _FusedOutputTensor as FusedOutputTensor
 from layout import Coord
 from max.gpu.host import DeviceContext
 from std.memory import Pointer
+from std.memory.alloc import unsafe_alloc
 from std.sys import size_of
 from std.utils.index import IndexList
 from .attention import Attention, Bias, Operand, attention
@@ -16,11 +17,14 @@ from .convolution import Axis, Convolution
 from .fetching import Place, Places
 from .functions import activate
 from .gated import GatedProduct, Halves, gated_linear
+from .layers import Layer
 from .matmul import COLUMNS_FIRST, DEPTH_FIRST, IN_PANELS, Product, matmul
-from .normalization import Factors, Rows, normalize
+from .mlp import mlp
+from .normalization import Factors, Normalization, Rows
 from .quantization import QuantizedRows, quantize_rows
 from .rotation import Rotation
 from .rounding import rounded
+from .self_attention import Projections, self_attention
 from .units import SUM
 
 
@@ -131,6 +135,152 @@ struct GatedLinear:
             )
 
 
+@register("torch_max_backend.mlp")
+struct MLP:
+    """Adds to x, times a scale, two linear layers with an activation between them, each with its bias,
+    of the rows of x normalised; weights (N, K) or packed. The output holds these rows before, and
+    a result that nothing else needs what the activation makes."""
+
+    @staticmethod
+    def execute[
+        activation: StaticString,
+        centred: Bool,
+        scaled: Bool,
+        packed: Bool,
+        target: StaticString,
+    ](
+        output: OutputTensor[rank=2, ...],
+        hidden: OutputTensor[dtype=output.dtype, rank=2, ...],
+        x: InputTensor[dtype=output.dtype, rank=2, ...],
+        gain: InputTensor[rank=1, ...],
+        shift: InputTensor[rank=1, ...],
+        eps: Float64,
+        weight: InputTensor[dtype=output.dtype, ...],
+        bias: InputTensor[dtype=output.dtype, rank=1, ...],
+        out_weight: InputTensor[dtype=output.dtype, ...],
+        out_bias: InputTensor[dtype=output.dtype, rank=1, ...],
+        scale: InputTensor[rank=1, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime dtype = output.dtype
+        comptime order = IN_PANELS if packed else COLUMNS_FIRST
+        mlp[activation, scaled](
+            _normalization[centred](output, x, gain, shift, eps),
+            _layer[order](output, weight, bias, hidden),
+            _layer[order](hidden, out_weight, out_bias, output),
+            _factors(scale),
+        )
+
+
+@register("torch_max_backend.self_attention")
+struct SelfAttention:
+    """Adds to x, (batch * length, K), times a scale, attention among the rows of a batch, which are
+    normalised: a linear layer each for queries, keys and values, K a multiple of a panel, or one
+    that has them ``joined``, which is then given three times, and one for the result, each with its
+    bias; weights (N, K) or packed. Sines and cosines as for attention. The output holds the rows
+    normalised before, and results that nothing else needs the operands of attention and its own."""
+
+    @staticmethod
+    def execute[
+        centred: Bool,
+        scaled: Bool,
+        packed: Bool,
+        joined: Bool,
+        rotated: Bool,
+        target: StaticString,
+    ](
+        output: OutputTensor[rank=2, ...],
+        projected: OutputTensor[dtype=output.dtype, rank=2, ...],
+        attended: OutputTensor[dtype=output.dtype, rank=2, ...],
+        x: InputTensor[dtype=output.dtype, rank=2, ...],
+        gain: InputTensor[rank=1, ...],
+        shift: InputTensor[rank=1, ...],
+        eps: Float64,
+        q_weight: InputTensor[dtype=output.dtype, ...],
+        q_bias: InputTensor[dtype=output.dtype, rank=1, ...],
+        k_weight: InputTensor[dtype=output.dtype, ...],
+        k_bias: InputTensor[dtype=output.dtype, rank=1, ...],
+        v_weight: InputTensor[dtype=output.dtype, ...],
+        v_bias: InputTensor[dtype=output.dtype, rank=1, ...],
+        out_weight: InputTensor[dtype=output.dtype, ...],
+        out_bias: InputTensor[dtype=output.dtype, rank=1, ...],
+        scale: InputTensor[rank=1, ...],
+        sin: InputTensor[...],
+        cos: InputTensor[...],
+        first: Int64,
+        batch: Int64,
+        heads: Int64,
+        score_scale: Float32,
+        causal: Int64,
+        ctx: DeviceContext,
+    ) raises:
+        comptime dtype = output.dtype
+        comptime order = IN_PANELS if packed else COLUMNS_FIRST
+        comptime size = size_of[dtype]()
+        var rows = x.dim_size(0)
+        var columns = x.dim_size(1)
+        var length = rows // max(1, Int(batch))
+        var width = columns // Int(heads)
+        var queries = Product[dtype, order](
+            _start[DType.uint8](output),
+            _start[DType.uint8](q_weight),
+            1,
+            rows,
+            columns,
+            columns,
+        )
+        var projections = Projections[dtype, order](
+            queries,
+            queries.column(0, columns) if joined else _start[DType.uint8](k_weight),
+            queries.column(0, 2 * columns) if joined else _start[DType.uint8](v_weight),
+        )
+        var biases = _start[dtype](q_bias)
+        comptime if not joined:
+            biases = unsafe_alloc[Scalar[dtype]](3 * columns)
+            for n in range(columns):
+                biases[unsafe_offset=n] = _start[dtype](q_bias)[unsafe_offset=n]
+                biases[unsafe_offset=columns + n] = _start[dtype](k_bias)[unsafe_offset=n]
+                biases[unsafe_offset=2 * columns + n] = _start[dtype](v_bias)[unsafe_offset=n]
+        var start = _start[DType.uint8](projected)
+        var row = 3 * columns * size
+        var query = Operand(start, length * row, width * size, row)
+        var key = Operand(start.unsafe_offset(columns * size), query.batch, query.head, row)
+        var value = Operand(start.unsafe_offset(2 * columns * size), query.batch, query.head, row)
+        var rotation = _rotation[rotated](sin, cos, first)
+        var call = Attention[dtype](
+            query,
+            key,
+            value,
+            rotation,
+            rotation,
+            Bias[dtype](_start[SUM[dtype]](x), False, 0, 0, 0),
+            Operand(
+                _start[DType.uint8](attended), length * columns * size, width * size, columns * size
+            ),
+            Int(batch),
+            Int(heads),
+            Int(heads),
+            length,
+            length,
+            width,
+            width,
+            score_scale.cast[SUM[dtype]](),
+            causal != 0,
+            0,
+        )
+        self_attention[scaled](
+            _normalization[centred](output, x, gain, shift, eps),
+            Layer[dtype, Projections[dtype, order]](
+                projections, biases, _start[dtype](projected)
+            ),
+            call,
+            _layer[order](attended, out_weight, out_bias, output),
+            _factors(scale),
+        )
+        comptime if not joined:
+            biases.unsafe_free()
+
+
 @register("torch_max_backend.convolution")
 struct Convolve:
     """Channels-last (N, D, H, W, C) images and (O, kD, kH, kW, C / groups) filters of one type to
@@ -209,9 +359,7 @@ struct LayerNorm:
         eps: Float64,
         ctx: DeviceContext,
     ) raises:
-        normalize[centred=True](
-            _rows(output, x), _factors(gain), _factors(shift), eps.cast[SUM[output.dtype]]()
-        )
+        _normalization[True](output, x, gain, shift, eps).in_parallel()
 
 
 @register("torch_max_backend.rms_norm")
@@ -228,10 +376,7 @@ struct RMSNorm:
         eps: Float64,
         ctx: DeviceContext,
     ) raises:
-        var factors = _factors(gain)
-        normalize[centred=False](
-            _rows(output, x), factors, factors, eps.cast[SUM[output.dtype]]()
-        )
+        _normalization[False](output, x, gain, gain, eps).in_parallel()
 
 
 @register("torch_max_backend.round")
@@ -409,6 +554,30 @@ def _product[
 
 
 @always_inline
+def _layer[
+    order: Int
+](
+    a: OutputTensor[rank=2, ...],
+    weight: InputTensor[dtype=a.dtype, ...],
+    bias: InputTensor[dtype=a.dtype, rank=1, ...],
+    output: OutputTensor[dtype=a.dtype, rank=2, ...],
+) -> Layer[a.dtype, Product[a.dtype, order]]:
+    comptime dtype = a.dtype
+    return Layer[dtype, Product[dtype, order]](
+        Product[dtype, order](
+            _start[DType.uint8](a),
+            _start[DType.uint8](weight),
+            1,
+            a.dim_size(0),
+            output.dim_size(1),
+            a.dim_size(1),
+        ),
+        _start[dtype](bias),
+        _start[dtype](output),
+    )
+
+
+@always_inline
 def _place(x: ManagedTensorSlice, groups: Int = 1) -> Place:
     """Where a dense (batch, rows, columns) lies or, of groups, their columns beside each other."""
     comptime size = size_of[x.dtype]()
@@ -479,14 +648,22 @@ def _stride(x: InputTensor[...], axis: Int) -> Int:
 
 
 @always_inline
-def _rows(
-    output: OutputTensor[rank=2, ...], x: InputTensor[dtype=output.dtype, rank=2, ...]
-) -> Rows[output.dtype]:
-    return Rows[output.dtype](
-        _start[output.dtype](x),
-        output.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-        output.dim_size(0),
-        output.dim_size(1),
+def _normalization[
+    centred: Bool
+](
+    output: OutputTensor[rank=2, ...],
+    x: InputTensor[dtype=output.dtype, rank=2, ...],
+    gain: InputTensor[rank=1, ...],
+    shift: InputTensor[rank=1, ...],
+    eps: Float64,
+) -> Normalization[output.dtype, gain.dtype, shift.dtype, centred]:
+    return Normalization[output.dtype, gain.dtype, shift.dtype, centred](
+        Rows[output.dtype](
+            _start[output.dtype](x), _start[output.dtype](output), x.dim_size(0), x.dim_size(1)
+        ),
+        _factors(gain),
+        _factors(shift),
+        eps.cast[SUM[output.dtype]](),
     )
 
 

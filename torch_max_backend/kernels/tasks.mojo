@@ -3,11 +3,23 @@
 A worker goes on where it was in the regions before: each has a share of the tasks, in order, so that
 the rows that it wrote are read by it again. Between cores that do not share a cache numbers take
 several times as long to pass.
+
+A region may have several lots of tasks of which each needs all results of the one before: a worker
+waits for what others are at, never for one that has begun nothing.
 """
 
 from std.atomic import Atomic
+from std.ffi import external_call
 from std.memory import Pointer
 from std.memory.alloc import unsafe_alloc
+from std.sys import size_of
+from .fetching import CACHE_LINE
+
+comptime Counter = Pointer[Int64, MutUntrackedOrigin]
+comptime LINE = CACHE_LINE // size_of[Int64]()
+"""Counters in a line of the cache."""
+comptime LOOKS = 4096
+"""How often a worker looks whether others are done before it lets them have its processor."""
 
 
 struct Tasks(Copyable, ImplicitlyCopyable, Movable):
@@ -18,23 +30,42 @@ struct Tasks(Copyable, ImplicitlyCopyable, Movable):
     var count: Int
     var parts: Int
     var workers: Int
-    var taken: Pointer[Int64, MutUntrackedOrigin]
-    """Of the tasks of each worker, then of the parts of each task."""
+    var counters: Counter
+    """Parts that are done, then tasks of each worker that are taken, a line of the cache each; then
+    parts of each task that are taken."""
 
     def __init__(out self, count: Int, parts: Int, workers: Int):
         self.count = count
         self.parts = parts
         self.workers = workers
-        self.taken = unsafe_alloc[Int64](workers + count)
-        for i in range(workers + count):
-            self.taken[unsafe_offset=i] = 0
+        var size = (1 + workers) * LINE + count
+        self.counters = unsafe_alloc[Int64](size, alignment=CACHE_LINE)
+        for i in range(size):
+            self.counters[unsafe_offset=i] = 0
 
     def free(self):
-        self.taken.unsafe_free()
+        self.counters.unsafe_free()
 
     def first_of(self, worker: Int) -> Int:
         """The first task of a worker; its last is before the first of the next worker."""
         return worker * self.count // self.workers
+
+    def done(self) -> Counter:
+        return self.counters
+
+    def taken_of(self, worker: Int) -> Counter:
+        return self.counters.unsafe_offset((1 + worker) * LINE)
+
+    def parts_taken_of(self, task: Int) -> Counter:
+        return self.counters.unsafe_offset((1 + self.workers) * LINE + task)
+
+    def wait(self):
+        """Until all of them are done, for a worker that has found no more of them."""
+        var looks = 0
+        while Int(Atomic[Int64].load(self.done())) < self.count * self.parts:
+            looks += 1
+            if looks % LOOKS == 0:  # perhaps it is this processor that another worker needs
+                _ = external_call["sched_yield", Int32]()
 
 
 struct Turn(Movable):
@@ -48,6 +79,8 @@ struct Turn(Movable):
     """Workers, from this one on, whose tasks are all begun."""
     var helped: Int
     """Tasks that this worker has gone through since to help."""
+    var parts: Int
+    """Parts that it has taken."""
 
     def __init__(out self, tasks: Tasks, worker: Int):
         self.tasks = tasks
@@ -56,13 +89,14 @@ struct Turn(Movable):
         self.part = 0
         self.begun = 0
         self.helped = 0
+        self.parts = 0
 
     def next_task(mut self) -> Bool:
-        """Goes on to a part of another task, if there is one."""
+        """Goes on to a part of another task; if there is none, all that it took are done."""
         var workers = self.tasks.workers
         while self.begun < workers:
             var owner = (self.worker + self.begun) % workers
-            var taken = self.tasks.taken.unsafe_offset(owner)
+            var taken = self.tasks.taken_of(owner)
             self.task = self.tasks.first_of(owner) + Int(Atomic[Int64].fetch_add(taken, 1))
             if self.task >= self.tasks.first_of(owner + 1):
                 self.begun += 1
@@ -75,10 +109,14 @@ struct Turn(Movable):
             self.helped += 1
             if self.task >= self.tasks.first_of(owner) and self.next_part():
                 return True
+        _ = Atomic[Int64].fetch_add(self.tasks.done(), Int64(self.parts))
         return False
 
     def next_part(mut self) -> Bool:
         """Goes on to another part of this task, if there is one."""
-        var taken = self.tasks.taken.unsafe_offset(self.tasks.workers + self.task)
+        var taken = self.tasks.parts_taken_of(self.task)
         self.part = Int(Atomic[Int64].fetch_add(taken, 1))
-        return self.part < self.tasks.parts
+        if self.part >= self.tasks.parts:
+            return False
+        self.parts += 1
+        return True

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from max.dtype import DType
 from max.graph import DeviceRef, TensorType, TensorValue, ops
 
 from torch_max_backend import context
 from torch_max_backend.context import Strided
-from torch_max_backend.dims import dim_value, static
+from torch_max_backend.dims import IntLike, dim_value, static
 from torch_max_backend.ops.matmul import takes_bfloat16
 from torch_max_backend.ops.rounding import cast
 from torch_max_backend.ops.shape import agree, broadcast, permute, reshape
@@ -56,7 +57,8 @@ def cpu_attention(
     scores = [*list(q.shape)[:3], k.shape[2]]
     values.append(nothing if mask is None else _bias(agree(mask, scores), k))
     for x, rotation in ((q, q_rotation), (k, k_rotation)):
-        values += _tables(rotation, x) if rotation else [nothing, nothing, dim_value(0)]
+        sizes = list(x.shape)[:2]
+        values += angles(rotation, sizes) if rotation else [nothing, nothing, dim_value(0)]
     kind = TensorType(dtype, [q.shape[0], q.shape[2], q.shape[1], v.shape[3]], host)
     parameters = {
         "masked": mask is not None,
@@ -87,13 +89,14 @@ def _has_dense_rows(x: Strided, dtype: DType) -> bool:
     return x.base.dtype == dtype and len(x.strides) == 4 and static(x.strides[3]) == 1
 
 
-def _tables(rotation: context.Rotation, x: TensorValue) -> list[TensorValue]:
-    """Sines and cosines in float32, (B or 1, H or 1, L - first, E), and how many rows are first."""
+def angles(rotation: context.Rotation, sizes: Sequence[IntLike]) -> list[TensorValue]:
+    """Sines and cosines in float32, (B or 1, H or 1, L - first, E) for those sizes B and H, and how
+    many rows are first."""
     tables = []
     for table in (rotation.sin, rotation.cos):
         table = ops.cast(table, DType.float32)
         table = reshape(table, [*([1] * (4 - table.rank)), *table.shape])
-        tables.append(agree(table, [*list(x.shape)[:2], *list(table.shape)[2:]]))
+        tables.append(agree(table, [*sizes, *list(table.shape)[2:]]))
     return [*tables, dim_value(rotation.first)]
 
 

@@ -18,24 +18,28 @@ from torch_max_backend.ops.shape import broadcast, element_count, reshape
 from torch_max_backend.promotion import accumulation_dtype
 
 
-def _rows(x: TensorValue, normalized_shape: Sequence[IntLike]) -> TensorValue:
+def as_rows(x: TensorValue, normalized_shape: Sequence[IntLike]) -> TensorValue:
     """(..., *normalized_shape) -> (rows, n)."""
     lead = list(x.shape)[: x.rank - len(normalized_shape)]
     return reshape(x, [element_count(lead), element_count(normalized_shape)])
 
 
-def _factors(value: TensorValue | None, x: TensorValue, fill: float) -> TensorValue:
+def factors(value: TensorValue | None, x: TensorValue, fill: float) -> TensorValue:
     """A number per column; where there is none, one for all."""
     if value is None:
         return ops.constant([fill], x.dtype, device=x.device)
     return reshape(value, [-1])
 
 
+def epsilon(eps: float) -> TensorValue:
+    """As our kernels take it."""
+    return ops.constant(eps, DType.float64, device=DeviceRef.CPU())
+
+
 def _kernel(name: str, x: TensorValue, factors: Sequence[TensorValue], eps: float) -> TensorValue:
     """Ours, on CPU: where half precision follows it, MAX 26.6 fuses that into its own and gives
     wrong numbers."""
-    number = ops.constant(eps, DType.float64, device=DeviceRef.CPU())
-    values = [x, *factors, number]
+    values = [x, *factors, epsilon(eps)]
     return ops.custom(f"torch_max_backend.{name}", x.device, values, [x.type])[0].tensor
 
 
@@ -50,8 +54,8 @@ def layer_norm(
 
     The statistics are separate graph values: MAX drops them where nothing uses them.
     """
-    rows = _rows(x, normalized_shape)
-    gain, shift = _factors(weight, x, 1.0), _factors(bias, x, 0.0)
+    rows = as_rows(x, normalized_shape)
+    gain, shift = factors(weight, x, 1.0), factors(bias, x, 0.0)
     wide = ops.cast(rows, accumulation_dtype(x.dtype))
     mean = ops.mean(wide, -1)
     centred = wide - mean
@@ -72,8 +76,8 @@ def rms_norm(
     given in the weight's dtype where that is wider."""
     if weight is not None and accumulation_dtype(x.dtype) == weight.dtype:
         x = ops.cast(x, weight.dtype)
-    rows = _rows(x, normalized_shape)
-    gain = _factors(weight, x, 1.0)
+    rows = as_rows(x, normalized_shape)
+    gain = factors(weight, x, 1.0)
     wide = ops.cast(rows, accumulation_dtype(x.dtype))
     if x.device.is_cpu():
         out = _kernel("rms_norm", rows, [gain], eps)

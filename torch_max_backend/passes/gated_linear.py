@@ -11,7 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torch_max_backend.passes.linear_activation import linear_operands
-from torch_max_backend.passes.matching import RESHAPES, activation_of
+from torch_max_backend.passes.matching import RESHAPES, activation_of, only_feeds
 from torch_max_backend.passes.operators import FEW_ROWS
 from torch_max_backend.views import View, dense_strides, same_sizes, view_of
 
@@ -50,7 +50,7 @@ def _fuse(gm: GraphModule, product: Node, activated: Any, gated: Any) -> bool:
         return False
     rows, width = layer.meta["val"].shape[0], halves[0].sizes[-1]
     lead = _leading_sizes(gated, product)
-    if lead is None or not _only_feeds(layer, {activated, product}):
+    if lead is None or not only_feeds(layer, {activated, product}, _ON_THE_WAY):
         return False
     if isinstance(rows, int) and rows < FEW_ROWS:
         return False
@@ -84,13 +84,6 @@ def _are_halves(halves: list[View], columns: Any) -> bool:
         and same_sizes(half.sizes, first.sizes)
         and same_sizes(half.strides, strides)
         for half in halves
-    )
-
-
-def _only_feeds(node: Node, ends: set[Node]) -> bool:
-    return all(
-        user in ends or (user.target in _ON_THE_WAY and _only_feeds(user, ends))
-        for user in node.users
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -33,6 +34,14 @@ def arguments(node: Any, target: Any) -> Any:
     if not isinstance(node, Node) or node.target is not target or node.kwargs.keys() - {"dtype"}:
         return None
     return node.args
+
+
+def only_feeds(node: Node, ends: Container[Node], on_the_way: Container[Any]) -> bool:
+    """Whether all that uses the node, directly or through targets ``on_the_way``, are ``ends``."""
+    return all(
+        user in ends or (user.target in on_the_way and only_feeds(user, ends, on_the_way))
+        for user in node.users
+    )
 
 
 def call(gm: GraphModule, target: Any, *args: Any) -> Node:

@@ -27,6 +27,11 @@ _library.define(
 _library.define(
     "linear_activation(Tensor input, Tensor weight, Tensor bias, *, str activation) -> Tensor"
 )
+_library.define(
+    "mlp(Tensor input, Tensor? gain, Tensor? shift, float eps, Tensor weight, Tensor bias,"
+    " Tensor out_weight, Tensor out_bias, Tensor? scale, *, str activation, bool centred,"
+    " bool packed=False) -> Tensor"
+)
 _library.define("pack_gated_weight(Tensor weight, bool gates_first) -> Tensor")
 _library.define("pack_weight(Tensor weight) -> Tensor")
 _library.define(
@@ -48,6 +53,12 @@ _library.define(
     " -> (Tensor, Tensor)"
 )
 _library.define("rotary_embedding(Tensor x, Tensor sin, Tensor cos, int first) -> Tensor")
+_library.define(
+    "self_attention(Tensor input, Tensor? gain, Tensor? shift, float eps, Tensor[] weights,"
+    " Tensor[] biases, Tensor out_weight, Tensor out_bias, Tensor? scale, Tensor? sin, Tensor? cos,"
+    " int first, *, int heads, float score_scale, bool is_causal, bool centred,"
+    " bool packed=False) -> Tensor"
+)
 _library.define(
     "softmax_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor"
 )
@@ -78,6 +89,45 @@ def gated_linear(
 def linear_activation(input: Tensor, weight: Tensor, bias: Tensor, *, activation: str) -> Tensor:
     """The activation of a linear layer over (M, K), (N, K), (N)."""
     return _ACTIVATIONS[activation](F.linear(input, weight, bias))
+
+
+@torch.library.impl(_library, "mlp", "CompositeExplicitAutograd")
+def mlp(
+    input: Tensor,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    scale: Tensor | None,
+    *,
+    activation: str,
+    centred: bool,
+    packed: bool = False,
+) -> Tensor:
+    """The input (..., K) plus, times ``scale``, what two linear layers with an activation between
+    them, (F, K), (F), (K, F), (K), make of its rows normalised, by their root mean square unless
+    ``centred``. Packed weights are those of ``pack_weight``."""
+    columns = input.shape[-1]
+    if packed:
+        weight = _unpacked(weight, (len(bias), columns))
+        out_weight = _unpacked(out_weight, (columns, len(bias)))
+    x = _normalized(input, gain, shift, eps, centred)
+    hidden = linear_activation(x, weight, bias, activation=activation)
+    return _added(input, F.linear(hidden, out_weight, out_bias), scale)
+
+
+def _normalized(
+    x: Tensor, gain: Tensor | None, shift: Tensor | None, eps: float, centred: bool
+) -> Tensor:
+    shape = x.shape[-1:]
+    return F.layer_norm(x, shape, gain, shift, eps) if centred else F.rms_norm(x, shape, gain, eps)
+
+
+def _added(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    return x + (branch if scale is None else branch * scale)
 
 
 @torch.library.impl(_library, "pack_weight", "CompositeExplicitAutograd")
@@ -182,6 +232,47 @@ def rotary_embedding(x: Tensor, sin: Tensor, cos: Tensor, first: int) -> Tensor:
     a, b = rows.chunk(2, -1)
     rotated = (rows * cos.float() + torch.cat([-b, a], -1) * sin.float()).to(x.dtype)
     return torch.cat([x[..., :first, :], rotated], -2) if first else rotated
+
+
+@torch.library.impl(_library, "self_attention", "CompositeExplicitAutograd")
+def self_attention(
+    input: Tensor,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    out_weight: Tensor,
+    out_bias: Tensor,
+    scale: Tensor | None,
+    sin: Tensor | None,
+    cos: Tensor | None,
+    first: int,
+    *,
+    heads: int,
+    score_scale: float,
+    is_causal: bool,
+    centred: bool,
+    packed: bool = False,
+) -> Tensor:
+    """The input (B, L, K) plus, times ``scale``, a linear layer, (K, K), (K), of attention among
+    the rows of each batch, normalised as for ``mlp``. Their queries, keys and values are made by
+    one linear layer, (3 K, K), (3 K), or one each, (K, K), (K); the first two are then rotated by
+    the angles whose sines and cosines are given, if they are."""
+    columns = input.shape[-1]
+    if packed:
+        shapes = [(len(bias), columns) for bias in (*biases, out_bias)]
+        *weights, out_weight = map(_unpacked, (*weights, out_weight), shapes)
+    x = _normalized(input, gain, shift, eps, centred)
+    projected = F.linear(x, torch.cat(list(weights)), torch.cat(list(biases)))
+    query, key, value = projected.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    if sin is not None and cos is not None:
+        query, key = (rotary_embedding(rows, sin, cos, first) for rows in (query, key))
+    attended = F.scaled_dot_product_attention(
+        query, key, value, is_causal=is_causal, scale=score_scale
+    )
+    rows = attended.transpose(1, 2).flatten(2)
+    return _added(input, F.linear(rows, out_weight, out_bias), scale)
 
 
 @torch.library.impl(_library, "softmax_attention", "CompositeExplicitAutograd")

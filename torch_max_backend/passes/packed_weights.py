@@ -6,7 +6,7 @@ filters of a convolution are turned to channels-last before.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,10 @@ def pack_weights(gm: GraphModule, fixed: Container[Node]) -> None:
             _pack_filters(gm, node, fixed)
         elif node.target is ours.gated_linear.default:
             _pack_gated(gm, node, fixed)
+        elif node.target is ours.mlp.default:
+            _pack_mlp(gm, node, fixed)
+        elif node.target is ours.self_attention.default:
+            _pack_self_attention(gm, node, fixed)
         elif (layer := _layer(node)) is not None:
             _pack_layer(gm, node, layer, fixed)
     gm.recompile()
@@ -94,6 +98,36 @@ def _pack_gated(gm: GraphModule, node: Node, fixed: Container[Node]) -> None:
             ours.packed_gated_linear.default, operands, dict(node.kwargs)
         )
     _replace(gm, node, product)
+
+
+def _pack_mlp(gm: GraphModule, node: Node, fixed: Container[Node]) -> None:
+    *norm, weight, bias, out_weight, out_bias, scale = node.args
+    if packed := _pack_all(gm, node, [weight, out_weight], fixed):
+        first, last = packed
+        _repeat_packed(gm, node, *norm, first, bias, last, out_bias, scale)
+
+
+def _pack_self_attention(gm: GraphModule, node: Node, fixed: Container[Node]) -> None:
+    *norm, weights, biases, out_weight, out_bias, scale, sin, cos, rows = node.args
+    if packed := _pack_all(gm, node, [*weights, out_weight], fixed):  # type: ignore[misc]
+        *first, last = packed
+        _repeat_packed(gm, node, *norm, first, biases, last, out_bias, scale, sin, cos, rows)
+
+
+def _pack_all(
+    gm: GraphModule, node: Node, weights: Sequence[Any], fixed: Container[Node]
+) -> list[Node] | None:
+    """All of the weights of a node, or none."""
+    if not all(weight in fixed and _is_packable(weight) for weight in weights):
+        return None
+    with gm.graph.inserting_before(node):
+        return [call(gm, ours.pack_weight.default, weight) for weight in weights]
+
+
+def _repeat_packed(gm: GraphModule, node: Node, *operands: Any) -> None:
+    with gm.graph.inserting_before(node):
+        keywords = {**node.kwargs, "packed": True}
+        _replace(gm, node, gm.graph.call_function(node.target, operands, keywords))  # type: ignore
 
 
 def _pack_filters(gm: GraphModule, node: Node, fixed: Container[Node]) -> None:

@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 
 from torch_max_backend.dims import expression
 from torch_max_backend.passes import operators  # noqa: F401  defines rotary_embedding
-from torch_max_backend.views import View, same_sizes, view_of
+from torch_max_backend.views import View, same_sizes, same_view, view_of
 
 aten = torch.ops.aten
 
@@ -93,7 +93,8 @@ def _is_half_turn(node: Node, x: View) -> bool:
         return False
     half = [*x.sizes[:-1], width // 2]
     b = x.with_axes(half, x.strides, width // 2 * x.strides[-1])
-    return _same(view_of(a), x.with_axes(half, x.strides)) and _same(view_of(minus.args[0]), b)
+    first = x.with_axes(half, x.strides)
+    return same_view(view_of(a), first) and same_view(view_of(minus.args[0]), b)
 
 
 def _two_parts(node: Node, axis: int) -> list[Node] | None:
@@ -102,11 +103,6 @@ def _two_parts(node: Node, axis: int) -> list[Node] | None:
     if node.target is not aten.cat.default or len(arguments) < 2 or len(arguments[0]) != 2:
         return None
     return list(arguments[0]) if arguments[1] in (axis, axis - 4) else None
-
-
-def _same(a: View, b: View) -> bool:
-    places = [[v.offset, *v.sizes, *v.strides] for v in (a, b)]
-    return a.base is b.base and len(a.sizes) == len(b.sizes) and same_sizes(*places)
 
 
 def _is_table(node: Node, x: Node) -> bool:
@@ -151,7 +147,7 @@ def _behind_first_tokens(rotated: Node, tail: Node) -> tuple[Node, Node, int] | 
     head = whole.with_axes([batch, heads, first, width], whole.strides)
     rest = [batch, heads, length - first, width]
     behind = whole.with_axes(rest, whole.strides, first * whole.strides[2])
-    if not _same(view_of(parts[0]), head) or not _same(view_of(tail), behind):
+    if not same_view(view_of(parts[0]), head) or not same_view(view_of(tail), behind):
         return None
     return users[0], all_of_them, first
 
