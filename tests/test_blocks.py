@@ -181,6 +181,11 @@ def test_every_block_of_a_vit(dtype, dynamic, positions):
     assert found(ViT(config).eval(), images, dynamic=dynamic, settings=composed) == [0, 3]
 
 
+def test_the_default_vit():
+    config = ViTConfig(3, [4, 4], [8, 8], 2, 64, 96, 2, dtype=torch.float32)
+    assert found(ViT(config).eval(), torch.randn(2, 3, 8, 8)) == [2, 2]
+
+
 MODELS = {"ViT": "ViTModel ViTConfig", "DINOv2": "Dinov2Model Dinov2Config"}
 
 

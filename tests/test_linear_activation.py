@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.tracing import trace
+from vit.helpers import SRelu
 
 FUSED = torch.ops.torch_max_backend.linear_activation.default
 
@@ -43,6 +44,7 @@ ACTIVATIONS = {
     "gelu_tanh": nn.GELU("tanh"),
     "quick_gelu": QuickGELU(),
     "silu": nn.SiLU(),
+    "squared_relu": SRelu(),
 }
 
 
@@ -75,6 +77,9 @@ ELSEWHERE = {
     "a bias of other shape": lambda x: F.gelu(torch.addmm(x[:, :4], x, LINEAR.weight.t())),
     "scaled": lambda x: F.gelu(torch.addmm(LINEAR.bias, x, LINEAR.weight.t(), beta=2)),
     "another activation": lambda x: F.relu(LINEAR(x)),
+    "another power": lambda x: F.relu(LINEAR(x)) ** 3,
+    "the square of another activation": lambda x: F.relu6(LINEAR(x)) ** 2,
+    "what is squared is used again": lambda x: (y := F.relu(LINEAR(x)), y**2),
     "something in between": lambda x: F.gelu(LINEAR(x) + 1),
 }
 

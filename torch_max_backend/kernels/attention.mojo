@@ -15,11 +15,11 @@ from .packing import pack_columns, pack_rows, split_row
 from .rotation import Rotation
 from .rounding import rounded
 from .softmax import softmax_rows
-from .tasks import Tasks, Turn
+from .tasks import Tasks, Turn, WORKER_PARTS
 from .units import *
 
-comptime PART_ROWS = 8 * ROWS
-"""Queries that a worker takes at a time."""
+comptime PART_TILES = 8
+"""Tiles of queries that a worker takes at a time, at most."""
 
 
 @fieldwise_init
@@ -81,8 +81,11 @@ struct Attention[dtype: DType](Copyable, ImplicitlyCopyable, Movable):
         return h // (self.heads // self.key_heads)
 
     def tasks(self, workers: Int) -> Tasks:
-        """A head each, a part of it PART_ROWS queries."""
-        return Tasks(self.batch * self.heads, ceildiv(self.queries, PART_ROWS), workers)
+        """A head each, a part of it some tiles of queries."""
+        var heads = self.batch * self.heads
+        var tiles = ceildiv(self.queries, ROWS)
+        var parts = max(ceildiv(tiles, PART_TILES), ceildiv(WORKER_PARTS * workers, max(1, heads)))
+        return Tasks(heads, ceildiv(tiles, max(1, ceildiv(tiles, parts))), workers)
 
 
 struct Scratch[dtype: DType](Movable):
@@ -171,10 +174,11 @@ def _rows_of_a_head[
         scratch.value_stride,
         scratch.places,
     )
+    var rows = ceildiv(ceildiv(call.queries, ROWS), turn.tasks.parts) * ROWS
     var more = True
     while more:
-        var first = turn.part * PART_ROWS
-        var last = min(call.queries, first + PART_ROWS)
+        var first = turn.part * rows
+        var last = min(call.queries, first + rows)
         for row in range(first, last, ROWS):
             _fetch_next_head[dtype](call, turn.task + 1, row, min(last, row + ROWS))
             _rows_of_a_tile[dtype](call, scratch, b, h, row, min(ROWS, last - row))

@@ -14,7 +14,7 @@ from std.sys import simd_width_of, size_of
 from max.algorithm import sync_parallelize
 from .fetching import Ahead, Places
 from .packing import split_row
-from .tasks import Tasks, Turn
+from .tasks import Tasks, Turn, WORKER_PARTS
 from .units import *
 
 comptime TILES = 64 // (VECTORS * simd_width_of[DType.float32]())
@@ -30,8 +30,6 @@ comptime SHARE_BLOCKS = 2
 one is where panels are packed before, or made from a cache."""
 comptime CACHED_BYTES = 640 << 10
 """Of a right operand that is still in a cache when a second worker packs it."""
-comptime WORKER_PARTS = 16
-"""Parts of tasks for each worker, so that all end at nearly the same time; of two tiles at least."""
 comptime BLOCK_LINES = 512
 """Lines of the panel that are summed up at a time."""
 comptime FETCH_LINES = 4

@@ -122,6 +122,9 @@ def activate[
         return swish[dtype, 1.702](x)
     elif name == "silu":
         return swish[dtype, 1](x)
+    elif name == "squared_relu":  # So et al., 2021
+        var positive = x.lt(0).select(SIMD[DType.float32, width](0), x)  # or NaN
+        return positive * positive
     else:
         comptime assert name == "none", "no such activation"
         return x

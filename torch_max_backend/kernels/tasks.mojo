@@ -15,6 +15,8 @@ from std.memory.alloc import unsafe_alloc
 from std.sys import size_of
 from .fetching import CACHE_LINE
 
+comptime WORKER_PARTS = 16
+"""Parts for each worker that are enough for all to end at nearly the same time."""
 comptime Counter = Pointer[Int64, MutUntrackedOrigin]
 comptime LINE = CACHE_LINE // size_of[Int64]()
 """Counters in a line of the cache."""

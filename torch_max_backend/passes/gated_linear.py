@@ -40,10 +40,11 @@ def fuse_gated_linear(gm: GraphModule) -> None:
 
 
 def _fuse(gm: GraphModule, product: Node, activated: Any, gated: Any) -> bool:
-    activation = activation_of(activated)
-    if activation is None or not isinstance(gated, Node) or len(activated.users) != 1:
+    found = activation_of(activated)
+    if found is None or not isinstance(gated, Node) or len(activated.users) != 1:
         return False
-    halves = [view_of(node) for node in (activated.args[0], gated)]
+    activation, gates = found
+    halves = [view_of(node) for node in (gates, gated)]
     layer = halves[1].base
     operands = linear_operands(layer)
     if operands is None or not _are_halves(halves, layer.meta["val"].shape[1]):

@@ -19,13 +19,22 @@ _ACTIVATIONS: dict[Any, str] = {
 }
 
 
-def activation_of(node: Any) -> str | None:
-    """How kernels/functions.mojo names the function of a call of an activation; None for others."""
+def activation_of(node: Any) -> tuple[str, Node] | None:
+    """How kernels/functions.mojo names the function of a call of an activation, and what it is
+    called with; None for other nodes."""
     if not isinstance(node, Node):
         return None
     if node.target is aten.gelu.default:
-        return "gelu" if node.kwargs.get("approximate", "none") == "none" else "gelu_tanh"
-    return _ACTIVATIONS.get(node.target)
+        name = "gelu" if node.kwargs.get("approximate", "none") == "none" else "gelu_tanh"
+    elif node.target is aten.pow.Tensor_Scalar and node.args[1] == 2:
+        name, node = "squared_relu", node.args[0]
+        if node.target is not aten.relu.default or len(node.users) != 1:
+            return None
+    elif node.target in _ACTIVATIONS:
+        name = _ACTIVATIONS[node.target]
+    else:
+        return None
+    return name, node.args[0]
 
 
 def arguments(node: Any, target: Any) -> Any:

@@ -70,6 +70,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": lambda x: torch.ops.torch_max_backend.quick_gelu(x),
     "silu": F.silu,
+    "squared_relu": lambda x: F.relu(x).square(),
 }
 """What kernels/functions.mojo computes under these names."""
 

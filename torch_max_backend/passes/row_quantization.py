@@ -84,16 +84,17 @@ def _before_activation(gm: GraphModule, found: _Quantization) -> tuple[Any, str]
     result is used for nothing else."""
     source = found.scale.source
     node = source.args[0] if source.target is aten.view.default else source
-    activation = activation_of(node)
-    if not isinstance(node, Node) or activation is None:
+    activated = activation_of(node)
+    if not isinstance(node, Node) or activated is None:
         return source, "none"
+    activation, value = activated
     views = [user for user in node.users if user.target is aten.view.default]
     users = {user for place in (node, *views) for user in place.users}
     if users != {*views, *found.scale.reductions, found.product}:
         return source, "none"
     if source is node:
-        return node.args[0], activation
-    view = gm.graph.call_function(aten.view.default, (node.args[0], source.args[1]))
+        return value, activation
+    view = gm.graph.call_function(aten.view.default, (value, source.args[1]))
     view.meta = dict(source.meta)
     return view, activation
 
