@@ -82,11 +82,11 @@ def test_numbers():
 def test_a_call_that_does_not_fit_the_region_is_an_error():
     stack, x = Stack(torch.compiler.nested_compile_region(call)).eval(), torch.randn(5, 6)
 
-    def spoil(gm):
+    def spoil(gm, *settings):
         for node in gm.graph.nodes:
             if nested_regions.is_region(node):
                 node.args[2].meta["val"] = torch.empty(6, 6)
-        run_passes(gm)
+        run_passes(gm, *settings)
 
     with (
         pytest.MonkeyPatch.context() as patch,
