@@ -26,12 +26,14 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from torch_max_backend import compilation, generic_sizes, max_backend
@@ -94,6 +96,16 @@ class Case:
             return self
         function, inputs = self.make()
         return replace(self, function=function, inputs=inputs, make=None)
+
+
+def module_case(name: str, module: nn.Module, *inputs: Tensor, **settings: Any) -> Case:
+    """A module at inference, in the dtype of its first input, beside itself in float64."""
+
+    def reference(*args: Tensor) -> Any:
+        return deepcopy(module).to(args[0].dtype)(*args)
+
+    module = module.to(inputs[0].dtype).eval().requires_grad_(False)
+    return Case(name, module, inputs, reference=reference, scale="tensor", **settings)
 
 
 def in_turns(operations: Iterable[Any], place: int) -> list[Any]:

@@ -4,7 +4,6 @@ and where the passes find them."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -13,12 +12,9 @@ import torch
 import torch.nn.functional as F
 from functorch.compile import make_boxed_func
 from torch import Tensor, nn
-from torch._dynamo.backends.common import aot_autograd
 
-from tests.harness import Case, comparison, grouped, randn, short
-from tests.tracing import trace
-from torch_max_backend.composites import replace_composites
-from torch_max_backend.decompositions import decompositions
+from tests.harness import Case, comparison, grouped, module_case, randn, short
+from tests.tracing import aot_backend, trace
 from torch_max_backend.options import MaxOptions
 from torch_max_backend.passes import run_passes
 from vit import ViT, ViTConfig
@@ -85,14 +81,6 @@ class SelfAttention(nn.Module):
 # ----------------------------------------------------------------------------------- numbers
 
 
-def case(name: str, module: nn.Module, *inputs: Tensor, **settings: Any) -> Case:
-    def reference(*args: Tensor) -> Any:
-        return deepcopy(module).to(args[0].dtype)(*args)
-
-    module = module.to(inputs[0].dtype).eval().requires_grad_(False)
-    return Case(name, module, inputs, reference=reference, scale="tensor", **settings)
-
-
 def mlps() -> Iterator[Case]:
     """Odd widths, less than a panel and several, rows that workers share, fewer than a tile."""
     torch.manual_seed(0)
@@ -108,9 +96,9 @@ def mlps() -> Iterator[Case]:
             ]
             for kind, module, shape in table:
                 x = randn(*shape, dtype=dtype)
-                yield case(f"mlp-{kind}-{name}", module, x, frozen=frozen)
+                yield module_case(f"mlp-{kind}-{name}", module, x, frozen=frozen)
             rows = (1, 2, 5, 6, 97, 400)
-            yield case(
+            yield module_case(
                 f"mlp-rows-{name}",
                 MLP(40, 130),
                 randn(50, 40, dtype=dtype),
@@ -132,14 +120,16 @@ def attentions() -> Iterator[Case]:
             ]
             for kind, module, shape in table:
                 x = randn(*shape, dtype=dtype)
-                yield case(f"attention-{kind}-{name}", module, x, frozen=frozen)
+                yield module_case(f"attention-{kind}-{name}", module, x, frozen=frozen)
             for joined in (False, True):
                 rope = randn(2, 17, 32).sin().to(dtype)  # of the last 17 tokens
                 module = SelfAttention(128, 4, joined, scaled=True)
                 x = randn(2, 20, 128, dtype=dtype)
-                yield case(f"attention-rotary-{joined}-{name}", module, x, rope, frozen=frozen)
+                yield module_case(
+                    f"attention-rotary-{joined}-{name}", module, x, rope, frozen=frozen
+                )
                 sizes = ((1, 1), (3, 5), (1, 90))
-                yield case(
+                yield module_case(
                     f"attention-dynamic-{joined}-{name}",
                     SelfAttention(64, 1, joined),
                     randn(2, 13, 64, dtype=dtype),
@@ -224,17 +214,15 @@ def test_the_eager_answer_of_background_mode_is_the_same(name):
         assert targets & {ours.self_attention.default, ours.mlp.default}
         return make_boxed_func(gm.forward)
 
-    backend = aot_autograd(
-        fw_compiler=run, inference_compiler=run, decompositions=dict(decompositions())
-    )
     torch._dynamo.reset()
     with torch.no_grad():
-        compiled = torch.compile(module, backend=lambda gm, x: backend(replace_composites(gm), x))
+        compiled = torch.compile(module, backend=aot_backend(run))
         torch.testing.assert_close(compiled(x, *rope), module(x, *rope))
 
 
 NORM, OTHER_NORM, ACROSS = nn.LayerNorm(64), nn.LayerNorm(64), nn.LayerNorm((9, 64))
 UP, DOWN = nn.Linear(64, 96), nn.Linear(96, 64)
+BROAD_UP, BROAD_DOWN, BROADER_DOWN = nn.Linear(128, 96), nn.Linear(96, 128), nn.Linear(192, 128)
 QUERY, KEY, VALUE, OUT = (nn.Linear(64, 64) for _ in range(4))
 
 
@@ -263,6 +251,12 @@ NO_MLP = {
     "subtracted": lambda x: x - perceptron(NORM(x)),
     "weighted": lambda x: torch.add(x, perceptron(NORM(x)), alpha=2),
     "scaled by row": lambda x: x + x[..., :1] * perceptron(NORM(x)),
+    "rows of another width are read": lambda x: (
+        x + BROAD_DOWN(F.gelu(BROAD_UP(NORM(x).reshape(1, 9, 128)))).reshape(2, 9, 64)
+    ),
+    "activations of another width are read": lambda x: (
+        x + BROADER_DOWN(F.gelu(UP(NORM(x))).reshape(1, 9, 192)).reshape(2, 9, 64)
+    ),
     "broadcast": lambda x: x[:1] + perceptron(NORM(x)),
     "few rows": lambda x: (y := x[0, :5]) + perceptron(NORM(y)),
     "a number is added": lambda x: x + (NORM(x).shape[0] + 1),
@@ -289,6 +283,7 @@ def projected(x, norm=NORM):
 
 
 ROPE = torch.randn(2, 9, 32)
+NARROW = [nn.Linear(32, 32) for _ in range(3)]
 
 
 def of_joined(order, columns=64):
@@ -340,6 +335,10 @@ NO_ATTENTION = {
         (p := projected(x)),
         x + attend(p[0], p[1][:, :, :5], p[2][:, :, :5]),
     )[1],
+    "rows of another width are read": lambda x: (
+        (y := NORM(x).reshape(4, 9, 32)),
+        x + attend(*(heads(layer(y).reshape(2, 9, 64)) for layer in NARROW)),
+    )[1],
     "joined in another order": of_joined([1, 0, 2]),
     "not a multiple of a panel": of_joined([0, 1, 2], columns=48),
 }
@@ -371,10 +370,7 @@ def test_layers_that_are_trained_are_left_alone():
         graphs.append(gm)
         return make_boxed_func(gm.forward)
 
-    backend = aot_autograd(fw_compiler=keep, decompositions=dict(decompositions()))
     torch._dynamo.reset()
-    module = MLP(64, 96)
-    torch.compile(module, backend=lambda gm, x: backend(replace_composites(gm), x))(
-        torch.randn(2, 9, 64)
-    )
+    torch.compile(MLP(64, 96), backend=aot_backend(keep))(torch.randn(2, 9, 64))
+    assert graphs[0].graph.find_nodes(op="call_function", target=torch.ops.aten.addmm.default)
     assert not graphs[0].graph.find_nodes(op="call_function", target=ours.mlp.default)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed
 from torch.fx import GraphModule
 
+from tests import harness
 from tests.harness import Case, comparison, integers, randn, short
 from torch_max_backend import OptionError, compilation, max_backend, pipeline
 from torch_max_backend.frozen_part import FrozenPart
@@ -33,12 +34,7 @@ ours = torch.ops.torch_max_backend
 # ----------------------------------------------------------------------------------- numbers
 
 
-def module_case(name: str, module: nn.Module, *inputs: Tensor, **settings: Any) -> Case:
-    def reference(*args: Tensor) -> Any:
-        return deepcopy(module).to(args[0].dtype)(*args)
-
-    module = module.eval().requires_grad_(False)
-    return Case(name, module, inputs, reference=reference, scale="tensor", frozen=True, **settings)
+module_case = partial(harness.module_case, frozen=True)
 
 
 class IntMatmul(nn.Module):

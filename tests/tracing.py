@@ -17,6 +17,14 @@ from torch_max_backend.options import MaxOptions
 from torch_max_backend.passes import run_passes
 
 
+def aot_backend(compiler: Callable[..., Any]) -> Callable[..., Any]:
+    """A backend that has AOTAutograd's graphs, traced as ``max_backend`` does, compiled so."""
+    aot = aot_autograd(
+        fw_compiler=compiler, inference_compiler=compiler, decompositions=dict(decompositions())
+    )
+    return lambda gm, example_inputs: aot(replace_composites(gm), example_inputs)
+
+
 def trace(
     function: Callable[..., Any],
     *args: Any,
@@ -34,15 +42,9 @@ def trace(
         captured.append(gm)
         return make_boxed_func(gm.forward)
 
-    def backend(gm: GraphModule, example_inputs: Any) -> Any:
-        aot = aot_autograd(
-            fw_compiler=keep, inference_compiler=keep, decompositions=dict(decompositions())
-        )
-        return aot(replace_composites(gm), example_inputs)
-
     torch._dynamo.reset()
     with torch.no_grad():
-        torch.compile(function, backend=backend, fullgraph=True, dynamic=dynamic)(*args)
+        torch.compile(function, backend=aot_backend(keep), fullgraph=True, dynamic=dynamic)(*args)
     torch._dynamo.reset()
     if on_gpu:
         move_to_gpu(captured[0])

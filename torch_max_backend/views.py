@@ -225,3 +225,6 @@ _PARTS: dict[Any, _Rule] = {
     aten.split_with_sizes.default: _split,
     aten.unbind.int: _unbind,
 }
+
+VIEWS = frozenset({*_RULES, *_PARTS, operator.getitem})
+"""What stands between a value and the views of it that ``view_of`` follows."""

@@ -31,6 +31,11 @@ struct Operand(Copyable, ImplicitlyCopyable, Movable):
     var head: Int
     var row: Int
 
+    @staticmethod
+    def of_rows(data: BytePointer, length: Int, row: Int, head: Int) -> Self:
+        """Rows that follow each other, ``length`` of a batch, with their heads side by side."""
+        return Self(data, length * row, head, row)
+
     def rows_of(self, b: Int, h: Int) -> BytePointer:
         return self.data.unsafe_offset(b * self.batch + h * self.head)
 

@@ -116,13 +116,8 @@ struct GatedLinear:
         comptime dtype = output.dtype
         comptime order = IN_PANELS if packed else COLUMNS_FIRST
         var halves = Halves(output.dim_size(1), gates_first)
-        var product = Product[dtype, order](
-            _start[DType.uint8](a),
-            _start[DType.uint8](weight),
-            1,
-            a.dim_size(0),
-            2 * output.dim_size(1),
-            a.dim_size(1),
+        var product = rebind[Product[dtype, order]](
+            _product_of[order](a, weight, 2 * output.dim_size(1))
         )
         var numbers = _start[dtype](bias)
         var results = output.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
@@ -217,18 +212,10 @@ struct SelfAttention:
         comptime dtype = output.dtype
         comptime order = IN_PANELS if packed else COLUMNS_FIRST
         comptime size = size_of[dtype]()
-        var rows = x.dim_size(0)
         var columns = x.dim_size(1)
-        var length = rows // max(1, Int(batch))
+        var length = x.dim_size(0) // max(1, Int(batch))
         var width = columns // Int(heads)
-        var queries = Product[dtype, order](
-            _start[DType.uint8](output),
-            _start[DType.uint8](q_weight),
-            1,
-            rows,
-            columns,
-            columns,
-        )
+        var queries = _product_of[order](output, q_weight, columns)
         var projections = Projections[dtype, order](
             queries,
             queries.column(0, columns) if joined else _start[DType.uint8](k_weight),
@@ -242,21 +229,17 @@ struct SelfAttention:
                 biases[unsafe_offset=columns + n] = _start[dtype](k_bias)[unsafe_offset=n]
                 biases[unsafe_offset=2 * columns + n] = _start[dtype](v_bias)[unsafe_offset=n]
         var start = _start[DType.uint8](projected)
-        var row = 3 * columns * size
-        var query = Operand(start, length * row, width * size, row)
-        var key = Operand(start.unsafe_offset(columns * size), query.batch, query.head, row)
-        var value = Operand(start.unsafe_offset(2 * columns * size), query.batch, query.head, row)
+        var row = columns * size
+        var head = width * size
         var rotation = _rotation[rotated](sin, cos, first)
         var call = Attention[dtype](
-            query,
-            key,
-            value,
+            Operand.of_rows(start, length, 3 * row, head),
+            Operand.of_rows(start.unsafe_offset(row), length, 3 * row, head),
+            Operand.of_rows(start.unsafe_offset(2 * row), length, 3 * row, head),
             rotation,
             rotation,
             Bias[dtype](_start[SUM[dtype]](x), False, 0, 0, 0),
-            Operand(
-                _start[DType.uint8](attended), length * columns * size, width * size, columns * size
-            ),
+            Operand.of_rows(_start[DType.uint8](attended), length, row, head),
             Int(batch),
             Int(heads),
             Int(heads),
@@ -562,18 +545,27 @@ def _layer[
     bias: InputTensor[dtype=a.dtype, rank=1, ...],
     output: OutputTensor[dtype=a.dtype, rank=2, ...],
 ) -> Layer[a.dtype, Product[a.dtype, order]]:
-    comptime dtype = a.dtype
-    return Layer[dtype, Product[dtype, order]](
-        Product[dtype, order](
-            _start[DType.uint8](a),
-            _start[DType.uint8](weight),
-            1,
-            a.dim_size(0),
-            output.dim_size(1),
-            a.dim_size(1),
-        ),
-        _start[dtype](bias),
-        _start[dtype](output),
+    return Layer[a.dtype, Product[a.dtype, order]](
+        _product_of[order](a, weight, output.dim_size(1)),
+        _start[a.dtype](bias),
+        _start[a.dtype](output),
+    )
+
+
+@always_inline
+def _product_of[
+    order: Int
+](a: ManagedTensorSlice[rank=2, ...], right: ManagedTensorSlice, columns: Int) -> Product[
+    a.dtype, order
+]:
+    """Of a matrix and a right operand that has as many columns."""
+    return Product[a.dtype, order](
+        _start[DType.uint8](a),
+        _start[DType.uint8](right),
+        1,
+        a.dim_size(0),
+        columns,
+        a.dim_size(1),
     )
 
 

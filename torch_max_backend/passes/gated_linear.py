@@ -3,7 +3,6 @@ two halves, of which one, activated, is multiplied by the other."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,21 +10,13 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torch_max_backend.passes.linear_activation import linear_operands
-from torch_max_backend.passes.matching import RESHAPES, activation_of, only_feeds
-from torch_max_backend.passes.operators import FEW_ROWS
-from torch_max_backend.views import View, dense_strides, same_sizes, view_of
+from torch_max_backend.passes.matching import RESHAPES, activation_of, has_few_rows, only_feeds
+from torch_max_backend.views import VIEWS, View, dense_strides, same_sizes, view_of
 
 aten = torch.ops.aten
 
 _COLUMNS = 64
 """What a half must be a multiple of: half a panel, of any type on any processor."""
-_ON_THE_WAY = {
-    *RESHAPES,
-    aten.slice.Tensor,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    operator.getitem,
-}
 
 
 def fuse_gated_linear(gm: GraphModule) -> None:
@@ -51,9 +42,9 @@ def _fuse(gm: GraphModule, product: Node, activated: Any, gated: Any) -> bool:
         return False
     rows, width = layer.meta["val"].shape[0], halves[0].sizes[-1]
     lead = _leading_sizes(gated, product)
-    if lead is None or not only_feeds(layer, {activated, product}, _ON_THE_WAY):
+    if lead is None or not only_feeds(layer, {activated, product}, VIEWS):
         return False
-    if isinstance(rows, int) and rows < FEW_ROWS:
+    if has_few_rows(layer):
         return False
     with gm.graph.inserting_before(product):
         node = gm.graph.call_function(
@@ -93,7 +84,7 @@ def _leading_sizes(part: Node, product: Node) -> Sequence[Any] | None:
     layer or, of a layer as it is, its rows."""
     lead = product.meta["val"].shape[:-1]
     node: Any = part
-    while node.target in _ON_THE_WAY:
+    while node.target in VIEWS:
         if node.target in RESHAPES and same_sizes(node.meta["val"].shape[:-1], lead):
             return list(node.args[1][:-1])
         node = node.args[0]

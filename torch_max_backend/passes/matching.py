@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from torch_max_backend.passes import operators  # noqa: F401  defines quick_gelu
+from torch_max_backend.passes.operators import FEW_ROWS  # the module defines quick_gelu
 
 aten = torch.ops.aten
 RESHAPES = (aten.view.default, aten._unsafe_view.default)
@@ -43,6 +43,12 @@ def arguments(node: Any, target: Any) -> Any:
     if not isinstance(node, Node) or node.target is not target or node.kwargs.keys() - {"dtype"}:
         return None
     return node.args
+
+
+def has_few_rows(product: Node) -> bool:
+    """Whether so few rows are multiplied that the other operand is better read as it lies."""
+    rows = product.meta["val"].shape[0]
+    return isinstance(rows, int) and rows < FEW_ROWS
 
 
 def only_feeds(node: Node, ends: Container[Node], on_the_way: Container[Any]) -> bool:

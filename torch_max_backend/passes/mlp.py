@@ -8,6 +8,7 @@ import torch
 from torch.fx import GraphModule
 
 from torch_max_backend.passes.residual_branch import (
+    have_sizes,
     norm_of,
     replace,
     residual_branches,
@@ -24,20 +25,21 @@ def fuse_mlp(gm: GraphModule) -> None:
         hidden = source_of(branch.input)
         if hidden is None or hidden.target is not ours.linear_activation.default:
             continue
-        input, *first = hidden.args
+        input, weight, bias = hidden.args
         normalized = source_of(input)  # type: ignore[arg-type]
         norm = norm_of(normalized) if normalized is not None else None
         if norm is None or norm.x is not branch.x:
             continue
-        factors = (norm.gain, norm.shift, norm.eps)
-        layers = (*first, branch.weight, branch.bias)
-        activation = hidden.kwargs["activation"]
+        columns, features = norm.x.meta["val"].shape[-1], hidden.meta["val"].shape[-1]
+        if not have_sizes((weight, features, columns), (branch.weight, columns, features)):
+            continue
         replace(
             gm,
             branch,
             ours.mlp.default,
-            *(norm.x, *factors, *layers, branch.scale),
-            activation=activation,
+            *(norm.x, norm.gain, norm.shift, norm.eps),
+            *(weight, bias, branch.weight, branch.bias, branch.scale),
+            activation=hidden.kwargs["activation"],
             centred=norm.centred,
         )
         fused = True

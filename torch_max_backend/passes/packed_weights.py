@@ -14,8 +14,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torch_max_backend.cpu import target_features
-from torch_max_backend.passes.matching import call
-from torch_max_backend.passes.operators import FEW_ROWS
+from torch_max_backend.passes.matching import call, has_few_rows
 from torch_max_backend.passes.patch_embedding import is_patches
 
 aten = torch.ops.aten
@@ -72,9 +71,7 @@ def _layer(node: Node) -> _Layer | None:
 
 
 def _pack_layer(gm: GraphModule, node: Node, layer: _Layer, fixed: Container[Node]) -> None:
-    rows = node.meta["val"].shape[0]
-    few = type(rows) is int and rows < FEW_ROWS
-    if few or layer.right not in fixed or not _is_packable(layer.right):
+    if has_few_rows(node) or layer.right not in fixed or not _is_packable(layer.right):
         return
     with gm.graph.inserting_before(node):
         weight = layer.right

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from torch_max_backend.passes.linear_activation import linear_operands
-from torch_max_backend.passes.matching import RESHAPES, arguments
-from torch_max_backend.passes.operators import FEW_ROWS
+from torch_max_backend.passes.matching import RESHAPES, arguments, has_few_rows
 from torch_max_backend.views import same_sizes
 
 aten = torch.ops.aten
@@ -57,7 +56,9 @@ def residual_branches(gm: GraphModule) -> Iterator[Branch]:
             scaled, scale = _scaled(other)
             last = source_of(scaled)
             operands = linear_operands(last) if last is not None else None
-            if operands is not None and _is_like(total, value) and not _are_few(operands[0]):
+            if last is None or operands is None or has_few_rows(last):
+                continue
+            if _is_like(total, value):
                 yield Branch(total, value, scale, *operands)
                 break
 
@@ -87,6 +88,12 @@ def norm_of(result: Any) -> Norm | None:
     return Norm(x, gain, shift, eps, centred) if len(shape) == len(dtypes) == 1 else None
 
 
+def have_sizes(*weights: tuple[Any, Any, Any]) -> bool:
+    """Whether weights have as many rows and columns: what is reshaped between layers may be cut
+    into other rows than those of x."""
+    return all(same_sizes(w.meta["val"].shape, [rows, columns]) for w, rows, columns in weights)
+
+
 def replace(gm: GraphModule, branch: Branch, target: Any, *args: Any, **kwargs: Any) -> None:
     """Puts a call, of a result like x, in the place of the sum."""
     with gm.graph.inserting_before(branch.total):
@@ -113,8 +120,3 @@ def _is_like(a: Node, b: Node) -> bool:
     first, second = a.meta["val"], b.meta["val"]
     tensors = isinstance(first, Tensor) and isinstance(second, Tensor)
     return tensors and first.dtype == second.dtype and same_sizes(first.shape, second.shape)
-
-
-def _are_few(rows: Node) -> bool:
-    count = rows.meta["val"].shape[0]
-    return isinstance(count, int) and count < FEW_ROWS

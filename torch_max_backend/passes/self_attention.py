@@ -4,7 +4,6 @@ kernel for each takes longer where a model is small and rows are few."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,12 +16,13 @@ from torch_max_backend.passes.operators import PANEL
 from torch_max_backend.passes.residual_branch import (
     Branch,
     Norm,
+    have_sizes,
     norm_of,
     replace,
     residual_branches,
     source_of,
 )
-from torch_max_backend.views import same_sizes, same_view, view_of
+from torch_max_backend.views import VIEWS, same_sizes, same_view, view_of
 
 aten = torch.ops.aten
 ours = torch.ops.torch_max_backend
@@ -30,19 +30,6 @@ ours = torch.ops.torch_max_backend
 _SWAPS: dict[Any, tuple[Any, ...]] = {
     aten.permute.default: ([0, 2, 1, 3],),
     aten.transpose.int: (1, 2),
-}
-_ON_THE_WAY = {
-    *RESHAPES,
-    *_SWAPS,
-    ours.rotary_embedding.default,
-    aten.select.int,
-    aten.slice.Tensor,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.squeeze.dims,
-    aten.unbind.int,
-    aten.unsqueeze.default,
-    operator.getitem,
 }
 
 
@@ -58,6 +45,11 @@ def fuse_self_attention(gm: GraphModule) -> None:
         layers = _layers(operands, attention, branch.x)
         norm = _norm_of(layers)
         if norm is None or norm.x is not branch.x:
+            continue
+        columns = branch.x.meta["val"].shape[-1]
+        rows = 3 * columns if len(layers) == 1 else columns
+        projections = [(weight, rows, columns) for _, weight, _ in layers.values()]
+        if not have_sizes(*projections, (branch.weight, columns, columns)):
             continue
         replace(
             gm,
@@ -131,7 +123,9 @@ def _layers(operands: Sequence[Node], attention: Node, x: Node) -> dict[Node, An
         if not same_sizes([*view.strides, view.offset], layout):
             return {}
     layers = {base: linear_operands(base) for base in bases}
-    alone = all(only_feeds(base, {attention}, _ON_THE_WAY) for base in bases)
+    alone = all(
+        only_feeds(base, {attention}, {*VIEWS, ours.rotary_embedding.default}) for base in bases
+    )
     return layers if alone and None not in layers.values() else {}
 
 
