@@ -31,6 +31,7 @@ _SWAPS: dict[Any, tuple[Any, ...]] = {
     aten.permute.default: ([0, 2, 1, 3],),
     aten.transpose.int: (1, 2),
 }
+_ON_THE_WAY = VIEWS | {ours.rotary_embedding.default}
 
 
 def fuse_self_attention(gm: GraphModule) -> None:
@@ -123,9 +124,7 @@ def _layers(operands: Sequence[Node], attention: Node, x: Node) -> dict[Node, An
         if not same_sizes([*view.strides, view.offset], layout):
             return {}
     layers = {base: linear_operands(base) for base in bases}
-    alone = all(
-        only_feeds(base, {attention}, {*VIEWS, ours.rotary_embedding.default}) for base in bases
-    )
+    alone = all(only_feeds(base, {attention}, _ON_THE_WAY) for base in bases)
     return layers if alone and None not in layers.values() else {}
 
 
@@ -136,5 +135,5 @@ def _norm_of(layers: dict[Node, Any]) -> Norm | None:
     if len(sources) != 1 or not all(view.dense() for view in inputs):
         return None
     (normalized,) = sources
-    alone = only_feeds(normalized, set(layers), {*RESHAPES})
+    alone = only_feeds(normalized, set(layers), RESHAPES)
     return norm_of(normalized) if alone else None
