@@ -77,6 +77,9 @@ def convolutions() -> Iterator[Case]:
         for name, function, *inputs in in_turns(operations, place):
             yield Case(f"{name}-{short(dtype)}", function, inputs, scale="tensor")
         yield Case(f"patch_rows-{short(dtype)}", rows, big, scale="tensor")
+    large = [randn(3, 3, 66, 70), randn(5, 3, 4, 4)]  # so that all workers move it
+    yield Case("patch_rows-large", _rows(partial(F.conv2d, stride=4)), large, scale="tensor")
+    yield Case("conv2d-large", partial(F.conv2d, stride=3), large, scale="tensor")
     x, weight = strided(randn(2, 4, 9, 11), "transposed"), randn(6, 4, 3, 3)
     yield Case("conv2d-transposed_input", F.conv2d, [x, weight], scale="tensor")
     last = randn(2, 4, 8, 8).to(memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ def copy_rows(source: BytePointer, row: Int, rows: Int, target: BytePointer, str
 
     def work(worker: Int) {source, row, rows, target, stride, workers}:
         for r in range(worker * rows // workers, (worker + 1) * rows // workers):
-            _copy(source.unsafe_offset(r * row), row, target.unsafe_offset(r * stride))
+            copy_bytes(source.unsafe_offset(r * row), row, target.unsafe_offset(r * stride))
 
     if workers == 1:
         work(0)
@@ -25,7 +25,7 @@ def copy_rows(source: BytePointer, row: Int, rows: Int, target: BytePointer, str
 
 
 @always_inline
-def _copy(source: BytePointer, count: Int, target: BytePointer):
+def copy_bytes(source: BytePointer, count: Int, target: BytePointer):
     comptime width = 64
     var i = 0
     while i + width <= count:

@@ -21,6 +21,7 @@ from .layers import Layer
 from .matmul import COLUMNS_FIRST, DEPTH_FIRST, IN_PANELS, Product, matmul
 from .mlp import mlp
 from .normalization import Factors, Normalization, Rows
+from .permutation import Permutation
 from .quantization import QuantizedRows, quantize_rows
 from .rotation import Rotation
 from .rounding import rounded
@@ -426,6 +427,29 @@ struct Concat:
             var row = inputs[i].dim_size(1) * inputs[i].dim_size(2) * size
             copy_rows(_start[DType.uint8](inputs[i]), row, inputs[i].dim_size(0), place, stride)
             place = place.unsafe_offset(row)
+
+
+@register("torch_max_backend.permute")
+struct Permute:
+    """A tensor with its axes in another order: axis i of the output is axis order[i] of x."""
+
+    @staticmethod
+    def execute[
+        target: StaticString
+    ](
+        output: OutputTensor[...],
+        x: InputTensor[dtype=output.dtype, rank=output.rank, ...],
+        order: InputTensor[dtype=DType.int64, rank=1, ...],
+        ctx: DeviceContext,
+    ) raises:
+        var sizes = IndexList[output.rank]()
+        var strides = IndexList[output.rank]()
+        comptime for axis in range(output.rank):
+            sizes[axis] = output.dim_size(axis)
+            strides[axis] = 1
+            for inner in range(Int(order[axis]) + 1, x.rank):
+                strides[axis] *= x.dim_size(inner)
+        Permutation(_start[x.dtype](x), _start[output.dtype](output), sizes, strides).run()
 
 
 @register("torch_max_backend.attention")

@@ -137,6 +137,18 @@ def permute(x: TensorValue, dims: Sequence[int]) -> TensorValue:
     return x if order == list(range(x.rank)) else ops.permute(x, order)
 
 
+def permuted(x: TensorValue, order: Sequence[int]) -> TensorValue:
+    """Permutes the axes for an operator that reads its operand as it lies in memory.
+
+    By our kernel on CPU, whatever else the graph does: see kernels/permutation.mojo.
+    """
+    if not x.device.is_cpu():
+        return permute(x, order)
+    kind = TensorType(x.dtype, [x.shape[axis] for axis in order], x.device)
+    axes = ops.constant(np.array(order, np.int64), DType.int64, x.device)
+    return ops.custom("torch_max_backend.permute", x.device, [x, axes], [kind])[0].tensor
+
+
 def slice_axis(
     x: TensorValue,
     axis: int,

@@ -1,0 +1,40 @@
+"""The time slices of MAX's workers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from torch_max_backend.session import session
+from torch_max_backend.time_slices import SLICE, max_workers, time_slice
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such slices")
+
+
+def test_those_of_workers_are_long() -> None:
+    """The workers' name is private. Linux before 6.12 says 0 for every thread."""
+    session()
+    workers = max_workers()
+    assert workers and os.getpid() not in workers
+    ours = time_slice(os.getpid())
+    assert ours < SLICE
+    assert {time_slice(worker) for worker in workers} == {SLICE if ours else 0}
+
+
+def test_nothing_else_changes() -> None:
+    """Neither priority nor policy; a thread of another policy is left alone."""
+    script = """if True:
+        import os
+        from torch_max_backend.time_slices import SLICE, set_time_slice, time_slice
+        os.nice(3)
+        for policy in os.SCHED_OTHER, os.SCHED_BATCH:
+            os.sched_setscheduler(0, policy, os.sched_param(0))
+            set_time_slice(os.getpid(), SLICE)
+            print(os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0))
+        """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["3", str(os.SCHED_OTHER), "3", str(os.SCHED_BATCH)]
