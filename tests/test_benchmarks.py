@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -29,6 +30,7 @@ from benchmarks import (
     revisions,
     startup,
     vit_inference,
+    waiting,
 )
 from benchmarks.cases import Case
 from benchmarks.contestants import CONTESTANTS
@@ -36,6 +38,8 @@ from benchmarks.results import Row
 from benchmarks.worker import WorkerError
 from tests.tracing import trace
 from torch_max_backend.passes import PASSES, fuse_linear_activation
+from torch_max_backend.session import session
+from torch_max_backend.time_slices import lengthen_time_slices, max_workers, time_slice
 
 
 def row(contestant, times, *, batch=8, resolution=224, model="vit-s", **values):
@@ -154,8 +158,8 @@ def test_noise_of_the_other_libraries_is_no_regression():
 
 
 def test_comparison_of_files(tmp_path, capsys):
-    for name, time in (("old", 0.5), ("new", 0.7)):
-        rows = [row("eager", STEADY), row("max", [time] * 3)]
+    for name, median in (("old", 0.5), ("new", 0.7)):
+        rows = [row("eager", STEADY), row("max", [median] * 3)]
         results.write(tmp_path / name, {}, rows)
     files = [str(tmp_path / name / "results.json") for name in ("old", "new")]
     assert compare.main(files) == 1
@@ -276,6 +280,18 @@ def test_how_far_cores_are_apart(capsys, monkeypatch):
     monkeypatch.setattr(core_latency.os, "cpu_count", lambda: 1)
     with pytest.raises(SystemExit, match="two cores"):
         core_latency.main()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_waiting():
+    """Of a call that sleeps, by time slices that MAX's workers then have."""
+    session()
+    found = waiting.by_slices(lambda: time.sleep(0.002), [3, 20], rounds=1)
+    assert {time_slice(worker) for worker in max_workers()} <= {20_000_000, 0}
+    lengthen_time_slices()
+    for line, length in zip(waiting.table(found).splitlines()[2:], [3, 20], strict=True):
+        shown, fastest, *_, waited, slept = map(float, line.split())
+        assert shown == length and fastest >= 2 and waited >= 0 and slept >= 1
 
 
 def test_startup(monkeypatch, capsys):

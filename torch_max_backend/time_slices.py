@@ -1,9 +1,9 @@
 """Longer time slices for MAX's workers, so that the thread that calls gets its result at once.
 
-After a run each worker looks for work in a loop on a processor of its own, and the thread that
-waits for the result wakes up beside one. Linux's scheduler (EEVDF, 6.6 and later) leaves the
-processor to the worker for what is left of its slice, 3 ms, unless that is longer than the slice
-of the thread that wakes up (6.12 and later).
+After a run each worker looks for work in a loop, on a processor of its own, and the thread that
+waits for the result wakes up beside one. Linux's scheduler (EEVDF) often lets the worker go on, for
+3 ms until it sleeps, unless its slice is longer than that of the thread that wakes up (Linux 6.12
+and later).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from torch_max_backend.c_library import c_function
 
 SLICE = 20_000_000
-"""Nanoseconds; from 10 ms on the thread hardly waits, at 100 ms, Linux's longest, no less."""
+"""Nanoseconds; usual are 1 to 4 ms. From 10 ms on the thread hardly waits."""
 _WORKER_NAME = "\N{FIRE} Thread".encode()
 _SYSTEM_CALLS = {"x86_64": (315, 314), "aarch64": (275, 274)}
 """Numbers of sched_getattr and sched_setattr, for which few C libraries have functions."""
