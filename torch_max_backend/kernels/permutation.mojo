@@ -28,6 +28,8 @@ struct Permutation[dtype: DType, rank: Int](Copyable, ImplicitlyCopyable, Movabl
         var rows = 1
         for axis in range(Self.rank - 1):
             rows *= self.sizes[axis]
+        if rows == 0:
+            return
         var workers = parallelism_level()
         if rows * self.sizes[Self.rank - 1] * size_of[Self.dtype]() <= SMALL:
             workers = 1

@@ -140,7 +140,7 @@ def permute(x: TensorValue, dims: Sequence[int]) -> TensorValue:
 def permuted(x: TensorValue, order: Sequence[int]) -> TensorValue:
     """Permutes the axes for an operator that reads its operand as it lies in memory.
 
-    By our kernel on CPU, whatever else the graph does: see kernels/permutation.mojo.
+    By our kernel on CPU, since graphs may begin with it: see kernels/permutation.mojo.
     """
     if not x.device.is_cpu():
         return permute(x, order)
