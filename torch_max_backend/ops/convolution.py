@@ -17,7 +17,7 @@ from torch_max_backend.ops.matmul import (
     takes_bfloat16,
 )
 from torch_max_backend.ops.rounding import cast
-from torch_max_backend.ops.shape import drop_axes, join, permute, permuted, reshape, slice_axis
+from torch_max_backend.ops.shape import drop_axes, join, permute, permuted_copy, reshape, slice_axis
 from torch_max_backend.promotion import accumulation_dtype
 
 
@@ -74,7 +74,7 @@ def patch_rows(
         split += [count, size]
     x = reshape(x, split)  # (N, C, h, kh, w, kw)
     counts = [2 + 2 * i for i in range(rank)]
-    x = permuted(x, [0, *counts, 1, *[c + 1 for c in counts]])  # (N, h, w, C, kh, kw)
+    x = permuted_copy(x, [0, *counts, 1, *[c + 1 for c in counts]])  # (N, h, w, C, kh, kw)
     features = int(channels) * math.prod(kernel)
     rows: IntLike = batch
     for count in grid:
@@ -175,7 +175,7 @@ def _direct(
 def _channels_last(x: TensorValue, missing: int) -> TensorValue:
     """(N, C, *spatial) to (N, *spatial, C), with axes of size 1 for those that are missing."""
     x = reshape(x, [*list(x.shape)[:2], *[1] * missing, *list(x.shape)[2:]])
-    return permuted(x, [0, *range(2, x.rank), 1])
+    return permuted_copy(x, [0, *range(2, x.rank), 1])
 
 
 def _channels_first(

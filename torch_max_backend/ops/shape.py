@@ -137,7 +137,7 @@ def permute(x: TensorValue, dims: Sequence[int]) -> TensorValue:
     return x if order == list(range(x.rank)) else ops.permute(x, order)
 
 
-def permuted(x: TensorValue, order: Sequence[int]) -> TensorValue:
+def permuted_copy(x: TensorValue, order: Sequence[int]) -> TensorValue:
     """Permutes the axes for an operator that reads its operand as it lies in memory.
 
     By our kernel on CPU, since graphs may begin with it: see kernels/permutation.mojo.
