@@ -10,15 +10,14 @@ from max import engine
 from max.engine import InferenceSession, Model
 
 from torch_max_backend.accelerators import get_accelerators
-from torch_max_backend.time_slices import lengthen_time_slices
+from torch_max_backend.time_slices import long_time_slices
 
 
 @cache
 def session() -> InferenceSession:
     """The one session of the process, over every device."""
-    made = InferenceSession(devices=get_accelerators())
-    lengthen_time_slices()
-    return made
+    with long_time_slices():
+        return InferenceSession(devices=get_accelerators())
 
 
 def load_models(executable: bytes) -> list[Model]:

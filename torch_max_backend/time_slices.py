@@ -12,6 +12,9 @@ import ctypes
 import os
 import platform
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch_max_backend.c_library import c_function
@@ -38,17 +41,27 @@ class _Attributes(ctypes.Structure):
     ]
 
 
-def lengthen_time_slices() -> None:
-    """Of MAX's workers, once it has started them; their shares of the processors stay as they are.
+@contextmanager
+def long_time_slices() -> Iterator[None]:
+    """Of the workers that MAX has started or starts meanwhile, which inherit them from this thread.
 
-    Does nothing but on Linux, and nothing that matters before Linux 6.12.
+    Their shares of the processors stay as they are. Does nothing but on Linux, and nothing that
+    matters before Linux 6.12.
     """
-    for thread in max_workers():
-        set_time_slice(thread, SLICE)
+    for worker in max_workers():
+        set_time_slice(worker, SLICE)
+    caller = threading.get_native_id()
+    own = time_slice(caller)
+    set_time_slice(caller, SLICE)
+    try:
+        yield
+    finally:
+        set_time_slice(caller, own)
 
 
 def max_workers() -> list[int]:
-    """Linux's ids of MAX's workers, by the name that MAX gives them; none on other systems."""
+    """Linux's ids of MAX's workers, by the name that each takes soon after its start; none on other
+    systems."""
     found = []
     for thread in Path("/proc/self/task").glob("*"):
         try:
