@@ -1,7 +1,6 @@
 """Tensors one after the other along an axis."""
 
-from std.runtime import parallelism_level
-from max.algorithm import sync_parallelize
+from .shares import in_shares
 from .units import BytePointer
 
 comptime SMALL = 1 << 16
@@ -10,18 +9,12 @@ comptime SMALL = 1 << 16
 
 def copy_rows(source: BytePointer, row: Int, rows: Int, target: BytePointer, stride: Int):
     """``rows`` rows of ``row`` bytes to places ``stride`` bytes apart."""
-    var workers = parallelism_level()
-    if row * rows <= SMALL:
-        workers = 1
 
-    def work(worker: Int) {source, row, rows, target, stride, workers}:
-        for r in range(worker * rows // workers, (worker + 1) * rows // workers):
+    def work(first: Int, last: Int) {source, row, target, stride}:
+        for r in range(first, last):
             copy_bytes(source.unsafe_offset(r * row), row, target.unsafe_offset(r * stride))
 
-    if workers == 1:
-        work(0)
-    else:
-        sync_parallelize(work, workers)
+    in_shares(rows, row * rows <= SMALL, work)
 
 
 @always_inline

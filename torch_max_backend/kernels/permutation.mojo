@@ -5,11 +5,10 @@ computes it and sleeps until workers are done, and sleeps again for the rest of 
 """
 
 from std.memory import Pointer
-from std.runtime import parallelism_level
 from std.sys import size_of
 from std.utils.index import IndexList
-from max.algorithm import sync_parallelize
 from .concat import SMALL, copy_bytes
+from .shares import in_shares
 
 
 @fieldwise_init
@@ -30,17 +29,12 @@ struct Permutation[dtype: DType, rank: Int](Copyable, ImplicitlyCopyable, Movabl
             rows *= self.sizes[axis]
         if rows == 0:
             return
-        var workers = parallelism_level()
-        if rows * self.sizes[Self.rank - 1] * size_of[Self.dtype]() <= SMALL:
-            workers = 1
 
-        def work(worker: Int) {self, rows, workers}:
-            self._rows(worker * rows // workers, (worker + 1) * rows // workers)
+        def work(first: Int, last: Int) {self}:
+            self._rows(first, last)
 
-        if workers == 1:
-            work(0)
-        else:
-            sync_parallelize(work, workers)
+        var size = rows * self.sizes[Self.rank - 1] * size_of[Self.dtype]()
+        in_shares(rows, size <= SMALL, work)
 
     def _rows(self, first: Int, last: Int):
         """Rows first..last of the target, of its last axis each."""

@@ -2,12 +2,11 @@
 
 from std.memory import Pointer
 from std.memory.alloc import unsafe_alloc
-from std.runtime import parallelism_level
 from std.utils.numerics import nan
-from max.algorithm import sync_parallelize
 from .functions import activate
 from .normalization import SMALL
 from .rounding import rounded
+from .shares import in_shares
 from .units import WIDTH
 
 
@@ -27,13 +26,10 @@ def quantize_rows[
 ](call: QuantizedRows[dtype], divisor: Float32, eps: Float32):
     """A row's scale is its largest magnitude over ``divisor``, rounded to ``dtype``, at least
     ``eps``; its numbers, after the activation, are divided by it and rounded to even."""
-    var workers = parallelism_level()
-    if call.rows * call.columns <= SMALL:
-        workers = 1
 
-    def work(worker: Int) {call, divisor, eps, workers}:
+    def work(first: Int, last: Int) {call, divisor, eps}:
         var row = unsafe_alloc[Float32](call.columns)
-        for r in range(worker * call.rows // workers, (worker + 1) * call.rows // workers):
+        for r in range(first, last):
             var source = call.source.unsafe_offset(r * call.columns)
             var magnitude = _activate[activation](source, row, call.columns)
             var scale = rounded[dtype, 1](magnitude / divisor).cast[DType.float32]()
@@ -42,10 +38,7 @@ def quantize_rows[
             _quantize(row, 1 / scale, call.target.unsafe_offset(r * call.columns), call.columns)
         row.unsafe_free()
 
-    if workers == 1:
-        work(0)
-    else:
-        sync_parallelize(work, workers)
+    in_shares(call.rows, call.rows * call.columns <= SMALL, work)
 
 
 @always_inline
