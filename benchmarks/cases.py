@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pretrained_models.comparison import randomise_
 from vit.config import PosEnc, ViTConfig
 from vit.flops import product_flops
+from vit.head import HeadConfig
 
 SEED = 0
 SIZES = {  # depth, width, MLP width, heads (arXiv 2012.12877, 2010.11929)
@@ -22,6 +23,7 @@ SIZES = {  # depth, width, MLP width, heads (arXiv 2012.12877, 2010.11929)
     "vit-l": (24, 1024, 4096, 16),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CLASSES = 1000
 INT8 = "int8"
 """Linear layers whose weights and, at each call, activations are int8, by torchao."""
 PRECISIONS = DTYPES | {INT8: torch.bfloat16}
@@ -95,11 +97,11 @@ def flops(case: Case) -> int:
     return product_flops(make_model(case), make_input(one)) * case.batch
 
 
-def _vit(
+def _vit_config(
     name: str, resolution: int, activation: str = "gelu", pos_enc: PosEnc = "learnable"
-) -> nn.Module:
+) -> ViTConfig:
     depth, width, ffn, heads = SIZES[name]
-    config = ViTConfig(
+    return ViTConfig(
         in_channels=3,
         patch_size=(16, 16),
         img_size=(resolution, resolution),
@@ -115,17 +117,35 @@ def _vit(
         norm_type="layernorm",
         dtype=torch.float32,
     )
+
+
+def _vit(name: str, resolution: int, **options: Any) -> nn.Module:
+    config = _vit_config(name, resolution, **options)
     return Single(config.instantiate(), lambda output: output.dense_features)
 
 
-def _transformers_vit(
-    resolution: int, attention: str = "sdpa", activation: str = "gelu"
-) -> nn.Module:
+class _Classifier(nn.Module):
+    """A linear layer on the class token."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        heads = {"classes": HeadConfig(out_features=CLASSES)}
+        self.vit = replace(config, heads=heads).instantiate()
+
+    def forward(self, images: Tensor) -> Tensor:
+        result: Tensor = self.vit.get_head("classes")(self.vit(images).cls_tokens[:, 0])
+        return result
+
+
+def _classifier(name: str, resolution: int) -> nn.Module:
+    return _Classifier(_vit_config(name, resolution))
+
+
+def _transformers_config(resolution: int, attention: str = "sdpa", activation: str = "gelu") -> Any:
     from transformers import ViTConfig as TransformersConfig
-    from transformers import ViTModel
 
     depth, width, ffn, heads = SIZES["vit-s"]
-    config = TransformersConfig(
+    return TransformersConfig(
         hidden_size=width,
         num_hidden_layers=depth,
         num_attention_heads=heads,
@@ -133,9 +153,22 @@ def _transformers_vit(
         image_size=resolution,
         hidden_act=activation,
         attn_implementation=attention,
+        num_labels=CLASSES,
     )
-    model = ViTModel(config, add_pooling_layer=False)
+
+
+def _transformers_vit(resolution: int, **options: Any) -> nn.Module:
+    from transformers import ViTModel
+
+    model = ViTModel(_transformers_config(resolution, **options), add_pooling_layer=False)
     return Single(model, lambda output: output.last_hidden_state)
+
+
+def _transformers_classifier(resolution: int) -> nn.Module:
+    from transformers import ViTForImageClassification
+
+    model = ViTForImageClassification(_transformers_config(resolution))
+    return Single(model, lambda output: output.logits)
 
 
 class _TorchViT(nn.Module):
@@ -166,7 +199,9 @@ def _torch_vit(resolution: int) -> nn.Module:
 
 MODELS: dict[str, Callable[[int], nn.Module]] = {
     **{name: partial(_vit, name) for name in SIZES},
+    **{f"{name}-classifier": partial(_classifier, name) for name in SIZES},
     "transformers-vit-s": _transformers_vit,
+    "transformers-vit-s-classifier": _transformers_classifier,
     "torch-vit-s": _torch_vit,
     "written-attention": partial(_transformers_vit, attention="eager"),
     "rotary-vit-s": partial(_vit, "vit-s", pos_enc="rope"),

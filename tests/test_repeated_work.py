@@ -13,8 +13,8 @@ from torch.fx.node import map_arg
 from benchmarks.cases import DTYPES, Case, in_precision, make_input, make_model
 from tests.tracing import trace
 
-MODELS = ("vit-ti", "rotary-vit-s", "swiglu-vit-s", "torch-vit-s")
-OF_TRANSFORMERS = ("transformers-vit-s", "written-attention")
+MODELS = ("vit-ti", "vit-ti-classifier", "rotary-vit-s", "swiglu-vit-s", "torch-vit-s")
+OF_TRANSFORMERS = ("transformers-vit-s", "transformers-vit-s-classifier", "written-attention")
 CAST = torch.ops.aten._to_copy.default
 
 

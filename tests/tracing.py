@@ -50,3 +50,28 @@ def trace(
         move_to_gpu(captured[0])
     run_passes(captured[0], settings)
     return captured[0]
+
+
+def recording(graphs: list[GraphModule]) -> Callable[..., Any]:
+    """A backend that answers with the graphs after the passes in eager PyTorch, as background mode
+    does, and puts them in a list."""
+
+    def compiler(gm: GraphModule, example_inputs: Any) -> Any:
+        run_passes(gm)
+        graphs.append(gm)
+        return make_boxed_func(gm.forward)
+
+    return aot_backend(compiler)
+
+
+def answered(
+    function: Callable[..., Any], *args: Any, dynamic: bool | None = False
+) -> tuple[GraphModule, Any]:
+    """The graph after the passes, and what it gives in eager PyTorch."""
+    graphs: list[GraphModule] = []
+    backend = recording(graphs)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        got = torch.compile(function, backend=backend, fullgraph=True, dynamic=dynamic)(*args)
+    torch._dynamo.reset()
+    return graphs[0], got

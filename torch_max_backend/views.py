@@ -75,6 +75,17 @@ def same_view(a: View, b: View) -> bool:
     return a.base is b.base and len(a.sizes) == len(b.sizes) and same_sizes(*places)
 
 
+def transposed(node: Node) -> Node | None:
+    """The matrix of which the node is the transpose, all of it, as a linear layer's weight."""
+    view = view_of(node)
+    shape = view.base.meta["val"].shape
+    if len(shape) != 2:
+        return None
+    rows, columns = shape
+    layout = [*view.sizes, *view.strides, view.offset]
+    return view.base if same_sizes(layout, [columns, rows, 1, columns, 0]) else None
+
+
 def _argument(node: Node, place: int, name: str, default: Any = None) -> Any:
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 

@@ -8,6 +8,7 @@ from torch.fx import GraphModule
 
 from torch_max_backend.options import MaxOptions
 from torch_max_backend.passes.constant_folding import fold_constants
+from torch_max_backend.passes.few_queries import attend_to_inputs
 from torch_max_backend.passes.gated_linear import fuse_gated_linear
 from torch_max_backend.passes.linear_activation import fuse_linear_activation
 from torch_max_backend.passes.mlp import fuse_mlp
@@ -19,6 +20,7 @@ from torch_max_backend.passes.self_attention import fuse_self_attention
 from torch_max_backend.passes.signed_int_mm import sign_int_mm
 from torch_max_backend.passes.swish import fuse_swish
 from torch_max_backend.passes.tensor_assertions import drop_tensor_assertions
+from torch_max_backend.passes.unread_rows import drop_unread_rows
 from torch_max_backend.passes.written_attention import fuse_written_attention
 
 PASSES: tuple[Callable[[GraphModule], None], ...] = (
@@ -28,6 +30,8 @@ PASSES: tuple[Callable[[GraphModule], None], ...] = (
     fuse_written_attention,
     fuse_rotary_embedding,
     fuse_swish,
+    drop_unread_rows,
+    attend_to_inputs,
     fuse_gated_linear,
     fuse_linear_activation,
     fuse_mlp,

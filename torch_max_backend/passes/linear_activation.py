@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from torch_max_backend.passes import operators  # noqa: F401  defines linear_activation
 from torch_max_backend.passes.matching import RESHAPES, activation_of
-from torch_max_backend.views import view_of
+from torch_max_backend.views import transposed
 
 aten = torch.ops.aten
 
@@ -58,14 +58,12 @@ def linear_operands(node: Node) -> tuple[Any, ...] | None:
         return None
     bias, input, mat2 = node.args
     result = node.meta["val"]
-    weight = view_of(mat2)  # type: ignore[arg-type]
-    width = mat2.meta["val"].shape[0]  # type: ignore[union-attr]
-    turned = weight.strides == (1, width) and weight.offset == 0
-    if not turned or weight.base.meta["val"].ndim != 2 or bias.meta["val"].ndim != 1:  # type: ignore
+    weight = transposed(mat2)  # type: ignore[arg-type]
+    if weight is None or bias.meta["val"].ndim != 1:  # type: ignore[union-attr]
         return None
-    static = all(isinstance(n, int) and n > 0 for n in weight.sizes)
+    static = all(isinstance(n, int) and n > 0 for n in weight.meta["val"].shape)
     if result.device.type != "cpu" or not static:
         return None
     if result.dtype not in (torch.float32, torch.bfloat16):
         return None
-    return input, weight.base, bias
+    return input, weight, bias

@@ -59,8 +59,9 @@ def only_feeds(node: Node, ends: Container[Node], on_the_way: Container[Any]) ->
     )
 
 
-def call(gm: GraphModule, target: Any, *args: Any) -> Node:
+def call(gm: GraphModule, target: Any, *args: Any, **kwargs: Any) -> Node:
     """A new call, at the graph's insertion point, with its fake value."""
-    node = gm.graph.call_function(target, args)
-    node.meta = {"val": target(*map_arg(args, lambda arg: arg.meta["val"]))}
+    node = gm.graph.call_function(target, args, kwargs)
+    values, keywords = map_arg((args, kwargs), lambda arg: arg.meta["val"])
+    node.meta = {"val": target(*values, **keywords)}
     return node

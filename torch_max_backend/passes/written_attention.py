@@ -42,7 +42,7 @@ def fuse_written_attention(gm: GraphModule) -> None:
     fused = False
     for softmax in gm.graph.find_nodes(op="call_function", target=aten._softmax.default):
         scores = _scores_above(softmax)
-        found = _product_below(softmax)
+        found = _product_below(softmax) if scores is not None else None
         if scores is None or found is None:
             continue
         value, result = found
