@@ -60,6 +60,9 @@ ELSEWHERE: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "keys of other tokens": lambda query, x: ATTENTION.attend(
         query, ATTENTION.keys(x), ATTENTION.values(x * 2)
     ),
+    "keys of other rows": lambda query, x: ATTENTION.attend(
+        query[:1], ATTENTION.keys(x[:1]), ATTENTION.values(x[1:])
+    ),
     "keys that are returned": lambda query, x: (
         ATTENTION.attend(query, y := ATTENTION.keys(x), ATTENTION.values(x)),
         y,

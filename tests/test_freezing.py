@@ -240,7 +240,19 @@ class OtherInput(Attention):
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
 
 
-@pytest.mark.parametrize("model, products", [(Elsewhere, 2), (OtherInput, 3)])
+class OtherRows(Attention):
+    """Queries of the first tokens, keys of those in the middle, values of the last ones."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = (self.query, self.key, self.value)
+        q, k, v = (
+            layer(x[0, start : start + 7]).unflatten(-1, (-1, 8)).transpose(0, 1)
+            for start, layer in enumerate(layers)
+        )
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+
+@pytest.mark.parametrize("model, products", [(Elsewhere, 2), (OtherInput, 3), (OtherRows, 3)])
 def test_projections_that_are_not_joined(model: type[nn.Module], products: int):
     frozen = check(model(True, torch.float32), torch.randn(2, 11, 24))
     assert frozen.count(ours.packed_linear.default) == products

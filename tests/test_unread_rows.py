@@ -48,6 +48,14 @@ MATRICES = torch.randn(BATCH, WIDTH, 3)
 HIDDEN = torch.zeros(LENGTH, LENGTH).masked_fill(torch.ones(LENGTH, LENGTH).triu(3) > 0, -9.0)
 
 
+ANGLES = torch.randn(LENGTH - 2, WIDTH)
+
+
+def rotated(x: Tensor) -> Tensor:
+    """All but the first two tokens."""
+    return ours.rotary_embedding(LINEAR(x), ANGLES.sin(), ANGLES.cos(), 2)
+
+
 def attended(x: Tensor, **options: Any) -> Tensor:
     """By one head, of x for the layer's result."""
     query = LINEAR(x).unsqueeze(1)
@@ -82,6 +90,8 @@ READ = {
     "more axes": lambda x: LINEAR(x)[:, None].squeeze(1).unsqueeze(-1)[:, 0],
     "gates": lambda x: (lambda a, b: a * b.sigmoid())(*LINEAR(x).chunk(2, -1))[:, 0],
     "parts": lambda x: sum(LINEAR(x).unflatten(-1, (2, -1)).unbind(2))[:, 0],
+    "before rotated ones": lambda x: rotated(x)[:, 1],
+    "a rotated one": lambda x: rotated(x)[:, 5],
     "a concatenation": lambda x: torch.cat([LINEAR(x), x], -1)[:, 0],
     "a batched product": lambda x: torch.bmm(LINEAR(x), MATRICES)[:, 0],
     "attention": lambda x: attended(x)[:, 0],
@@ -126,6 +136,7 @@ ELSEWHERE: dict[str, Callable[..., Any]] = {
     "softmax among them": lambda x: LINEAR(x).softmax(1)[:, 0],
     "sums of them": lambda x: LINEAR(x).cumsum(1)[:, -1],
     "columns": lambda x: LINEAR(x)[..., 0],
+    "rotated ones and others": lambda x: rotated(x)[:, 1:3],
     "keys": lambda x: F.scaled_dot_product_attention(x, LINEAR(x), x)[:, 0],
     "random numbers": lambda x: F.dropout(LINEAR(x), 0.5)[:, 0],
     "attention of later ones": lambda x: attended(x, is_causal=True)[:, 4],

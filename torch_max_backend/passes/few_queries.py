@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 
 from torch_max_backend.composites import attention  # noqa: F401  defines attention
 from torch_max_backend.passes.matching import call, only_feeds
-from torch_max_backend.views import VIEWS, same_sizes, transposed, view_of
+from torch_max_backend.views import VIEWS, same_sizes, same_view, transposed, view_of
 
 aten = torch.ops.aten
 ours = torch.ops.torch_max_backend
@@ -35,7 +35,8 @@ def attend_to_inputs(gm: GraphModule) -> None:
         on_cpu = node.meta["val"].device.type == "cpu"
         if not on_cpu or mask is not None or causal or keys is None or values is None:
             continue
-        if view_of(keys.input).base is not view_of(values.input).base or not keys.pays(query):
+        same = same_view(view_of(keys.input), view_of(values.input))
+        if not same or not keys.pays(query):
             continue
         with gm.graph.inserting_before(node):
             result = _attended(gm, query, keys, values, scale)

@@ -14,6 +14,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torch_max_backend.composites import attention  # noqa: F401  defines attention
+from torch_max_backend.dims import expression
 from torch_max_backend.passes import operators  # noqa: F401  defines softmax_attention
 from torch_max_backend.passes.matching import call
 from torch_max_backend.views import view_of
@@ -41,7 +42,8 @@ def join_projections(gm: GraphModule, fixed: Container[Node]) -> None:
             rows = view_of(input)  # each layer may have its own view of the same numbers
             known = all(x in fixed for x in (*bias, right))
             if known and rows.dense() and _is_plain(node) and _feeds_attention(node):
-                layers[node.target, rows.base, right.meta["val"].shape[0]].append(node)
+                sizes = [expression(n) for n in (rows.offset, *rows.sizes)]
+                layers[node.target, rows.base, *sizes].append(node)
     for joined in layers.values():
         if len(joined) > 1:
             _join(gm, joined)
