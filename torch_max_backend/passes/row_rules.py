@@ -283,10 +283,12 @@ def _parts(node: Node, rows: Rows, take: Take) -> Call | None:
 
 
 def _concatenation(node: Node, rows: Rows, take: Take) -> Call | None:
+    parts = _args(node)[0]
     axis = _argument(node, 1, "dim", 0) % len(_shape(node))
-    if axis == rows.axis:
+    alike = all(len(_shape(x)) == len(_shape(node)) for x in parts)  # (0,) may be among them
+    if axis == rows.axis or not alike:
         return None
-    return node.target, ([take(x, rows) for x in _args(node)[0]], axis)
+    return node.target, ([take(x, rows) for x in parts], axis)
 
 
 def _along(node: Node, rows: Rows, take: Take, axis: int) -> Call | None:
