@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+import torch_max_backend
 from benchmarks import cases as benchmark
 from tests.harness import Case, comparison
 from tests.models import images, model_case, randomised
 from tests.tracing import answered, recording, trace
+from torch_max_backend.aot import exporting
 from vit import ViTConfig
 
 aten = torch.ops.aten
@@ -273,6 +275,16 @@ def test_the_last_block_of_a_model(name, batch):
     assert set(rows_of_layers(gm)[-2:]) <= {batch * tokens, batch}
     with torch.no_grad():
         torch.testing.assert_close(got, model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["rotary", "written", "clip"])
+def test_of_an_exported_model(name, monkeypatch, tmp_path):
+    """Without a mode for fake tensors around the passes."""
+    compiled: list[GraphModule] = []
+    monkeypatch.setattr(exporting, "compile_ahead", lambda gm, _: compiled.append(gm) or b"")
+    model = randomised(MODELS[name]())
+    torch_max_backend.export(model, (images(2, 32),), path=tmp_path / "a.max")
+    assert queries(compiled[0])[-1] == 4
 
 
 def test_separate_queries():

@@ -286,3 +286,21 @@ def softmax_attention(
     if mask is not None:
         scores = scores + mask
     return (scores.softmax(-1).to(value.dtype) @ value).to(query.dtype)
+
+
+# Without these a fake tensor of an exported program fails in what the operators are composed of.
+
+
+@torch.library.register_fake("torch_max_backend::quick_gelu")
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("torch_max_backend::rotary_embedding")
+def _(x: Tensor, sin: Tensor, cos: Tensor, first: int) -> Tensor:
+    return x.new_empty(x.shape) if first else torch.empty_like(x)
+
+
+@torch.library.register_fake("torch_max_backend::softmax_attention")
+def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    return query.new_empty([*query.shape[:-1], value.shape[-1]])
