@@ -189,7 +189,7 @@ def test_a_part_of_a_weight_is_no_layer_of_all_of_it():
     def part(x: Tensor) -> Tensor:
         return F.gelu(F.linear(x, layer.weight[:4], layer.bias[:4]))
 
-    gm, got = answered(part, x)
+    _, got = answered(part, x)
     torch.testing.assert_close(got, part(x))
 
 
@@ -301,7 +301,7 @@ def test_int8():
     pytest.importorskip("torchao")
     case = benchmark.Case("vit-ti-classifier", 2, 32, benchmark.INT8)
     model = benchmark.in_precision(benchmark.make_model(case), case)
-    gm, got = answered(model, benchmark.images_in_precision(benchmark.make_input(case), case))
+    gm, _ = answered(model, benchmark.images_in_precision(benchmark.make_input(case), case))
     products = gm.graph.find_nodes(op="call_function", target=aten._int_mm.default)
     assert [node.meta["val"].shape[0] for node in products[-4:]] == [2] * 4  # out, MLP, head
 

@@ -86,7 +86,8 @@ def transposed(node: Node) -> Node | None:
     return view.base if same_sizes(layout, [columns, rows, 1, columns, 0]) else None
 
 
-def _argument(node: Node, place: int, name: str, default: Any = None) -> Any:
+def argument(node: Node, place: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, given by its place or its name, or else its default."""
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
@@ -110,7 +111,7 @@ def _transpose(view: View, node: Node) -> View:
 
 
 def _unsqueeze(view: View, node: Node) -> View:
-    axis = _argument(node, 1, "dim") % (len(view.sizes) + 1)
+    axis = argument(node, 1, "dim") % (len(view.sizes) + 1)
     sizes, strides = list(view.sizes), list(view.strides)
     sizes.insert(axis, 1)
     strides.insert(axis, 1)
@@ -136,7 +137,7 @@ def _expand(view: View, node: Node) -> View | None:
 
 
 def _select(view: View, node: Node) -> View | None:
-    axis, index = _argument(node, 1, "dim", 0), _argument(node, 2, "index", 0)
+    axis, index = argument(node, 1, "dim", 0), argument(node, 2, "index", 0)
     axis %= len(view.sizes)
     if not isinstance(index, int):
         return None
@@ -151,8 +152,8 @@ def _without(view: View, axis: int, index: Size) -> View:
 
 
 def _slice(view: View, node: Node) -> View | None:
-    axis = _argument(node, 1, "dim", 0)
-    start, step = _argument(node, 2, "start") or 0, _argument(node, 4, "step", 1)
+    axis = argument(node, 1, "dim", 0)
+    start, step = argument(node, 2, "start") or 0, argument(node, 4, "step", 1)
     if not (isinstance(start, int) and isinstance(step, int)) or start < 0:
         return None
     size = view.sizes[axis]
@@ -167,7 +168,7 @@ def _slice(view: View, node: Node) -> View | None:
 def _split(view: View, node: Node) -> View | None:
     split: Any = node.args[0]
     index: Any = node.args[1]
-    axis, parts = _argument(split, 2, "dim", 0), split.args[1]
+    axis, parts = argument(split, 2, "dim", 0), split.args[1]
     counts = parts[:index] if isinstance(parts, list | tuple) else [parts] * index
     if not all(isinstance(n, int) for n in counts):
         return None
@@ -178,7 +179,7 @@ def _split(view: View, node: Node) -> View | None:
 def _unbind(view: View, node: Node) -> View:
     unbind: Any = node.args[0]
     index: Any = node.args[1]
-    return _without(view, _argument(unbind, 1, "dim", 0) % len(view.sizes), index)
+    return _without(view, argument(unbind, 1, "dim", 0) % len(view.sizes), index)
 
 
 def _reshape(view: View, node: Node) -> View | None:

@@ -15,7 +15,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torch_max_backend.composites import attention  # noqa: F401  defines attention
-from torch_max_backend.passes.matching import call, only_feeds
+from torch_max_backend.passes.matching import call, layer_operands, only_feeds
 from torch_max_backend.views import VIEWS, same_sizes, same_view, transposed, view_of
 
 aten = torch.ops.aten
@@ -76,12 +76,13 @@ class _Layer:
 
 def _layer(heads: Any, reader: Node) -> _Layer | None:
     view = view_of(heads)
-    product: Any = view.base
-    if product.target not in (aten.addmm.default, aten.mm.default) or product.kwargs:
+    product = view.base
+    operands = layer_operands(product)
+    if operands is None or len(view.sizes) != 4:
         return None
-    *biases, left, right = product.args
+    bias, left, right = operands
     weight, total = transposed(right), product.meta["val"].shape
-    if weight is None or len(view.sizes) != 4 or any(b.meta["val"].ndim != 1 for b in biases):
+    if weight is None:
         return None
     batch, count, length, width = view.sizes
     known = (*weight.meta["val"].shape, view.offset, count, length, width)
@@ -95,7 +96,6 @@ def _layer(heads: Any, reader: Node) -> _Layer | None:
         return None
     if not only_feeds(product, {reader}, VIEWS):
         return None
-    bias = biases[0] if biases else None
     return _Layer(left, weight, bias, view.offset, count, length, width)  # type: ignore[arg-type]
 
 

@@ -45,6 +45,17 @@ def arguments(node: Any, target: Any) -> Any:
     return node.args
 
 
+def layer_operands(node: Node) -> tuple[Node | None, Node, Node] | None:
+    """The bias, a number for each column or None, and the operands of a product of matrices; None
+    for other nodes and a product with factors."""
+    if node.target not in (aten.addmm.default, aten.mm.default) or node.kwargs:
+        return None
+    bias, left, right = node.args if node.target is aten.addmm.default else (None, *node.args)
+    if isinstance(bias, Node) and bias.meta["val"].ndim != 1:
+        return None
+    return bias, left, right  # type: ignore[return-value]
+
+
 def has_few_rows(product: Node) -> bool:
     """Whether so few rows are multiplied that the other operand is better read as it lies."""
     rows = product.meta["val"].shape[0]

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from torch_max_backend.composites import attention, normalization  # noqa: F401  define theirs
 from torch_max_backend.passes import operators  # noqa: F401  defines others of ours
-from torch_max_backend.views import same_sizes
+from torch_max_backend.views import argument, same_sizes
 
 aten = torch.ops.aten
 ours = torch.ops.torch_max_backend
@@ -84,19 +84,19 @@ def read_rows(node: Node, take: Take) -> Call | None:
 def _span(node: Node) -> tuple[int, tuple[int, int] | None]:
     """The axis that a node slices, and from where to where; None if only a run tells that."""
     shape = _shape(_args(node)[0])
-    axis: Any = _argument(node, 1, "dim", 0) % len(shape)
+    axis: Any = argument(node, 1, "dim", 0) % len(shape)
     length = shape[axis]
     if node.target is aten.select.int:
-        start: Any = _argument(node, 2, "index", 0)
+        start: Any = argument(node, 2, "index", 0)
         if not (isinstance(length, int) and isinstance(start, int)):
             return axis, None
         start %= length
         return axis, (start, start + 1)
-    start, stop = _argument(node, 2, "start"), _argument(node, 3, "end")
+    start, stop = argument(node, 2, "start"), argument(node, 3, "end")
     start, stop = 0 if start is None else start, length if stop is None else stop
     if not all(isinstance(n, int) for n in (length, start, stop)):
         return axis, None
-    if _argument(node, 4, "step", 1) != 1:
+    if argument(node, 4, "step", 1) != 1:
         return axis, None
     start, stop, _ = slice(start, stop).indices(length)
     return axis, (start, stop) if start < stop else None
@@ -132,8 +132,8 @@ def _softmax(node: Node, rows: Rows, take: Take) -> Call | None:
 
 def _reduction(node: Node, rows: Rows, take: Take) -> Call | None:
     """Only one that keeps its axes."""
-    x, axes = _args(node)[0], _argument(node, 1, "dim")
-    if not _argument(node, 2, "keepdim", False) or not axes:
+    x, axes = _args(node)[0], argument(node, 1, "dim")
+    if not argument(node, 2, "keepdim", False) or not axes:
         return None
     if rows.axis in [axis % len(_shape(x)) for axis in axes]:
         return None
@@ -237,7 +237,7 @@ def _permutation(node: Node, rows: Rows, take: Take) -> Call | None:
 
 
 def _unsqueeze(node: Node, rows: Rows, take: Take) -> Call | None:
-    added = _argument(node, 1, "dim") % len(_shape(node))
+    added = argument(node, 1, "dim") % len(_shape(node))
     return _along(node, rows, take, rows.axis - (rows.axis > added))
 
 
@@ -252,7 +252,7 @@ def _squeeze(node: Node, rows: Rows, take: Take) -> Call | None:
 def _select(node: Node, rows: Rows, take: Take) -> Call | None:
     """Also of unbind: rows of a part."""
     x = _args(node)[0]
-    gone = _argument(node, 1, "dim", 0) % len(_shape(x))
+    gone = argument(node, 1, "dim", 0) % len(_shape(x))
     return _along(node, rows, take, rows.axis + (rows.axis >= gone))
 
 
@@ -278,13 +278,13 @@ def _part(node: Node, rows: Rows, take: Take) -> Call | None:
 
 def _parts(node: Node, rows: Rows, take: Take) -> Call | None:
     """Rows of every part."""
-    axis = _argument(node, 2, "dim", 0) % len(_shape(_args(node)[0]))
+    axis = argument(node, 2, "dim", 0) % len(_shape(_args(node)[0]))
     return _along(node, rows, take, rows.axis) if axis != rows.axis else None
 
 
 def _concatenation(node: Node, rows: Rows, take: Take) -> Call | None:
     parts = _args(node)[0]
-    axis = _argument(node, 1, "dim", 0) % len(_shape(node))
+    axis = argument(node, 1, "dim", 0) % len(_shape(node))
     alike = all(len(_shape(x)) == len(_shape(node)) for x in parts)  # (0,) may be among them
     if axis == rows.axis or not alike:
         return None
@@ -302,10 +302,6 @@ def _along(node: Node, rows: Rows, take: Take, axis: int) -> Call | None:
 
 def _args(node: Node) -> Any:
     return node.args
-
-
-def _argument(node: Node, place: int, name: str, default: Any = None) -> Any:
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
 def _is_tensor(x: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from torch_max_backend.passes.matching import call
+from torch_max_backend.passes.matching import call, layer_operands
 from torch_max_backend.passes.row_rules import Rows
 from torch_max_backend.views import VIEWS, View, dense_strides, same_sizes, transposed, view_of
 
@@ -61,10 +61,7 @@ def separate_columns(gm: GraphModule, wanted: dict[Node, Rows | None]) -> bool:
 
 def _parts(product: Node) -> dict[Node, _Part]:
     """The views that read a product, if nothing else does."""
-    if product.target not in (aten.addmm.default, aten.mm.default) or product.kwargs:
-        return {}
-    *bias, _, _ = product.args
-    if any(b.meta["val"].ndim != 1 for b in bias):  # type: ignore[union-attr]
+    if layer_operands(product) is None:
         return {}
     found: dict[Node, _Part] = {}
     for view in _last_views(product):
